@@ -1,0 +1,32 @@
+"""The library's exceptions: one base class, so that a caller (and the command line) can catch them all.
+
+Every message is one line: what was expected, what came, where, and what to do.
+"""
+
+
+class TransformnetError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class ParameterError(TransformnetError, ValueError):
+    """A parameter is out of range, of the wrong type, or names something that does not exist."""
+
+
+class DataError(TransformnetError):
+    """Images are missing, unreadable, of mixed sizes, or not what their checksum says."""
+
+
+class RunError(TransformnetError):
+    """A run directory lacks a stage, is damaged, in use, of another format, or made with other parameters."""
+
+
+class TrainingError(TransformnetError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class NotebookError(TransformnetError):
+    """A notebook failed or did not run to its end."""
+
+
+class ExportError(TransformnetError):
+    """A notebook could not be turned into HTML or PDF."""

@@ -1,0 +1,282 @@
+"""Images in: where they come from, how they are held (uint8, once), and the data set made of them.
+
+What it does not do: download anything unless `download_cifar10` is called.
+"""
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pooch
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR10
+
+from .errors import DataError, ParameterError
+from .pipeline import Pipeline, check_size, to_float
+
+# The photographs of the `photos` source, all inside the scikit-image wheel; no photograph is in both splits.
+PHOTOS = {
+    "train": ("astronaut", "hubble_deep_field", "immunohistochemistry", "retina", "stereo_motorcycle"),
+    "test": ("chelsea", "coffee", "rocket"),
+}
+PHOTO_COUNT = {"train": 50_000, "test": 10_000}  # as many as CIFAR-10 has
+PHOTO_SIDE = 32  # pixels
+PHOTO_REDUCTIONS = (2, 4, 8)  # a crop shows 64, 128 or 256 pixels of its photograph
+PHOTO_MIN_RANGE = 64  # crops whose values span less than this, of 255, are near-constant and skipped
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before it is decoded
+
+# https://www.cs.toronto.edu/~kriz/cifar.html; the md5 is the one torchvision checks (torchvision/datasets/cifar.py)
+CIFAR10_URL, CIFAR10_MD5 = CIFAR10.url, CIFAR10.tgz_md5
+
+TARGET_BATCH = 2048  # images a step when targets are computed; bounds the float copy to 25 MB for 32×32
+FITS = ("none", "crop")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one split: `pixels` uint8 `(count, 3, height, width)`, and what they are.
+
+    `source` is the resolved name ("photos", "cifar10", "folder:PATH"); `fingerprint` is the sha256 of the shape and
+    the pixels, so that two runs can be told to have used the same images.
+    """
+
+    pixels: Tensor
+    source: str
+    split: str
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        digest.update(np.ascontiguousarray(self.pixels.numpy()))
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def load_images(
+    data: str = "auto",
+    *,
+    train: bool,
+    data_path: str | Path = "data",
+    limit: int | None = None,
+    fit: str = "none",
+    image_size: int | None = None,
+) -> Images:
+    """Load one split of an image source.
+
+    `data` is "photos", "cifar10" (in `data_path`), "folder:PATH" or "auto": CIFAR-10 if it lies in `data_path`, else
+    photos. `limit` keeps the first so many images of a seeded permutation, the same for every run. With `fit="crop"`
+    the images of a folder are centre-cropped and resized to `image_size` pixels a side (default: the shorter side of
+    the first).
+    Raises DataError for images that are missing or not usable, ParameterError for a parameter that is not.
+    """
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ParameterError(f"limit: expected a whole number from 1, or none for all images, got {limit!r}")
+    if fit not in FITS:
+        raise ParameterError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+    split = "train" if train else "test"
+    source = resolve_source(data, data_path)
+    if source.startswith("folder:"):
+        pixels = _folder(Path(source.removeprefix("folder:")), split, limit, fit, image_size)
+    else:
+        every = _cifar10(Path(data_path), train) if source == "cifar10" else _photos(split)
+        pixels = every[_chosen(len(every), limit)] if limit else every
+    return Images(pixels, source, split)
+
+
+def resolve_source(data: str, data_path: str | Path = "data") -> str:
+    """Return `data` with "auto" decided: "cifar10" if it lies in `data_path`, else "photos"."""
+    if data == "auto":
+        return "cifar10" if (Path(data_path) / CIFAR10.base_folder).is_dir() else "photos"
+    if data not in ("photos", "cifar10") and not (isinstance(data, str) and data.startswith("folder:")):
+        raise ParameterError(f"data: expected auto, photos, cifar10 or folder:PATH, got {data!r}")
+    return data
+
+
+def _chosen(count: int, limit: int | None) -> np.ndarray:
+    """Indices of the images kept: all, or the first `limit` of a seeded permutation."""
+    return np.arange(count) if limit is None else np.random.RandomState(0).permutation(count)[:limit]
+
+
+def _photos(split: str) -> Tensor:
+    """Cut the split's photographs into crops, the same bytes on every machine.
+
+    Only integer arithmetic (Pillow's box reduction) and NumPy's frozen `RandomState` stream take part.
+    """
+    import skimage.data  # here, since no other source needs it and its import takes 0.3 s
+
+    names = PHOTOS[split]
+    rng = np.random.RandomState(0)
+    crops = []
+    for i, name in enumerate(names):
+        photo = getattr(skimage.data, name)()
+        photo = photo[0] if isinstance(photo, tuple) else photo  # the stereo pair: its left image
+        windows = []
+        for factor in PHOTO_REDUCTIONS:
+            small = np.asarray(Image.fromarray(photo).reduce(factor))
+            view = np.lib.stride_tricks.sliding_window_view(small, (PHOTO_SIDE, PHOTO_SIDE), axis=(0, 1))
+            step = max(1, 4 // factor)  # 4 pixels of the photograph between neighbours where that can be had
+            windows.append(view[::step, ::step])
+        counts = [view.shape[0] * view.shape[1] for view in windows]
+        quota = PHOTO_COUNT[split] * (i + 1) // len(names) - PHOTO_COUNT[split] * i // len(names)
+        chosen = rng.permutation(sum(counts))[: 2 * quota]
+        level = np.searchsorted(np.cumsum(counts), chosen, side="right")
+        candidates = np.empty((len(chosen), 3, PHOTO_SIDE, PHOTO_SIDE), np.uint8)
+        for k, view in enumerate(windows):
+            position = chosen[level == k] - sum(counts[:k])
+            candidates[level == k] = view[np.unravel_index(position, view.shape[:2])]
+        spans = np.ptp(candidates.reshape(len(candidates), -1), axis=1)
+        crops.append(candidates[spans >= PHOTO_MIN_RANGE][:quota])
+    return torch.from_numpy(np.concatenate(crops)[rng.permutation(PHOTO_COUNT[split])])
+
+
+def _cifar10(data_path: Path, train: bool) -> Tensor:
+    """CIFAR-10 as torchvision reads it; every file's md5 is checked before it is unpickled."""
+    try:
+        dataset = CIFAR10(data_path, train=train, download=False)
+    except RuntimeError as error:
+        folder = data_path / CIFAR10.base_folder
+        state = "is damaged or incomplete (an md5 differs)" if folder.is_dir() else "is not there"
+        raise DataError(
+            f"CIFAR-10: {folder} {state}; get it with `transformnet data cifar10 --data-path {data_path}`, "
+            "or use data=photos"
+        ) from error
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+
+
+def download_cifar10(data_path: str | Path = "data") -> Path:
+    """Download CIFAR-10 (170 MB) into `data_path`, check its hash, unpack it, and return its folder.
+
+    Does nothing if it is there already. Raises DataError if the download fails or its hash differs.
+    """
+    folder = Path(data_path) / CIFAR10.base_folder
+    try:
+        pooch.retrieve(
+            CIFAR10_URL,
+            known_hash=f"md5:{CIFAR10_MD5}",
+            path=data_path,
+            fname=CIFAR10.filename,
+            processor=pooch.Untar(extract_dir="."),
+            downloader=pooch.HTTPDownloader(progressbar=True, timeout=60),  # seconds without a byte
+        )
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; pooch says ValueError for a wrong hash
+        raise DataError(f"CIFAR-10: download from {CIFAR10_URL} failed: {error}") from error
+    _cifar10(Path(data_path), train=True)
+    return folder
+
+
+def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int | None) -> Tensor:
+    """Images below `root/split`, sorted by path, decoded to RGB by Pillow."""
+    folder = root / split
+    if not folder.is_dir():
+        missing = f"has no folder {split}/" if root.is_dir() else "is not a folder"
+        raise DataError(f"folder:{root}: {root} {missing}; expected {root}/train/ and {root}/test/ with images in them")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise DataError(f"folder:{root}: no images in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    files = [files[i] for i in _chosen(len(files), limit)]
+    first = _decode(files[0])
+    side = min(first.shape[1:]) if image_size is None else check_size("image_size", image_size)[0]
+    shape = first.shape if fit == "none" else (3, side, side)
+    pixels = np.empty((len(files), *shape), np.uint8)
+
+    def load(i: int) -> None:
+        image = _decode(files[i], side if fit == "crop" else None)
+        if image.shape != shape:
+            raise DataError(
+                f"{files[i]}: expected {shape[2]}×{shape[1]} pixels like {files[0]}, got "
+                f'{image.shape[2]}×{image.shape[1]}; make the sizes equal or use fit="crop"'
+            )
+        pixels[i] = image
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the GIL
+        for _ in pool.map(load, range(len(files))):
+            pass
+    return torch.from_numpy(pixels)
+
+
+def _decode(path: Path, crop_to: int | None = None) -> np.ndarray:
+    """Read one image file as uint8 RGB `(3, height, width)`, centre-cropped and resized to `crop_to` if given."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width}×{image.height} pixels are more than {MAX_PIXELS:,} in all")
+            rgb = image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(f"{path}: not a readable image ({type(error).__name__}: {error})") from error
+    if crop_to is not None:
+        side = min(rgb.size)
+        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+        rgb = rgb.resize((crop_to, crop_to), Image.Resampling.BOX, box=(left, top, left + side, top + side))
+    return np.asarray(rgb).transpose(2, 0, 1)
+
+
+class CustomDataset(Dataset):
+    """Pairs of an image and what the pipeline makes of it, as the assignment gives them.
+
+    `dataset[i]` is `(image, target)`: float32 in [0, 1], `(3, height, width)` and `(1, *pipeline.size)`. Images are
+    held once, as uint8 (`dataset.images`). With `cache` the targets are computed once, in batches, and held as float32
+    (`dataset.targets`, 157 MB for 50,000); without, one by one when asked for. The other parameters are those of
+    `load_images`.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path = "data",
+        train: bool = True,
+        cache: bool = True,
+        *,
+        data: str = "auto",
+        limit: int | None = None,
+        fit: str = "none",
+        image_size: int | None = None,
+        pipeline: Pipeline | None = None,
+    ):
+        loaded = load_images(data, train=train, data_path=data_path, limit=limit, fit=fit, image_size=image_size)
+        # What was asked for, so that a run can load its other split
+        self.request = {
+            "data": loaded.source,
+            "data_path": str(data_path),
+            "limit": limit,
+            "fit": fit,
+            "image_size": image_size,
+        }
+        self.source, self.split, self.fingerprint = loaded.source, loaded.split, loaded.fingerprint
+        self.images = loaded.pixels
+        self.pipeline = pipeline or Pipeline()
+        self.targets = self.compute_targets() if cache else None
+
+    def compute_targets(self) -> Tensor:
+        """The pipeline's output for every image, float32 `(count, 1, *pipeline.size)` in [0, 1]."""
+        return torch.cat([self.pipeline(to_float(chunk)) for chunk in self.images.split(TARGET_BATCH)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image = to_float(self.images[i])
+        return image, self.pipeline(image) if self.targets is None else self.targets[i]
+
+
+def split_indices(count: int, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Shuffle range(count) with its own generator and part it into training and validation indices.
+
+    >>> [len(part) for part in split_indices(50_000)]
+    [45000, 5000]
+    """
+    val_count = round(count * val_fraction)
+    if not 1 <= val_count < count:
+        raise ParameterError(f"expected at least one training and one validation image, got {count} images in all")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[val_count:], order[:val_count]

@@ -1,0 +1,83 @@
+"""The ground truth as data: what the fixed image pipeline does, in one place.
+
+Size and flips are fields of `Pipeline`; the data set, the model, the timing harness and the report all read them
+from here and repeat none of them.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from .errors import ParameterError
+
+# ITU-R BT.601 luma as torchvision's Grayscale rounds it (torchvision/transforms/v2/functional/_color.py,
+# `_rgb_to_grayscale_image`): 0.2989 where the standard has 0.299, so the three sum to 0.9999.
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
+
+MAX_SIZE = 4096  # pixels a side; far above any image this is meant for, low enough to refuse nonsense
+
+
+def check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return `size` as (height, width) in pixels; an int means a square. ParameterError if out of 1..4096."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
+        raise ParameterError(f"{name}: expected one or two whole numbers from 1 to {MAX_SIZE}, got {size!r}")
+    return sides
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Resize (bilinear, antialiased) → grayscale → horizontal flip → vertical flip.
+
+    Called on float images `(..., 3, height, width)` in [0, 1] it returns `(..., 1, *size)`, same dtype and device.
+
+    >>> Pipeline()(torch.zeros(8, 3, 32, 32)).shape
+    torch.Size([8, 1, 28, 28])
+    """
+
+    size: tuple[int, int] = (28, 28)  # output height and width in pixels
+    hflip: bool = True
+    vflip: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "size", check_size("size", self.size))
+        for name in ("hflip", "vflip"):
+            if type(getattr(self, name)) is not bool:
+                raise ParameterError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+
+    @property
+    def flip_axes(self) -> tuple[int, ...]:
+        """The tensor axes that are reversed: -1 for the horizontal flip, -2 for the vertical one."""
+        return (-1,) * self.hflip + (-2,) * self.vflip
+
+    def resize(self) -> v2.Resize:
+        """The resize step alone, which the model shares."""
+        return v2.Resize(self.size, antialias=True)
+
+    def compose(self) -> v2.Compose:
+        """The pipeline as the torchvision transform that a user would write."""
+        steps = [self.resize(), v2.Grayscale()]
+        steps += [v2.functional.horizontal_flip] * self.hflip + [v2.functional.vertical_flip] * self.vflip
+        return v2.Compose(steps)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.compose()(images)
+
+    def __str__(self) -> str:
+        flips = [name for name, on in (("horizontal flip", self.hflip), ("vertical flip", self.vflip)) if on]
+        return " → ".join([f"resize to {self.size[0]}×{self.size[1]}", "grayscale", *flips])
+
+    def to_dict(self) -> dict:
+        """The fields as plain JSON values."""
+        return {**asdict(self), "size": list(self.size)}
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images in 0..255 as float32 in [0, 1]; floats pass through.
+
+    >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([0., 1.])
+    """
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images

@@ -1,0 +1,83 @@
+"""Model against ground truth: the compared examples, their metrics, and the run directory's `compare` stage."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import skimage
+import torch
+
+from .data import CustomDataset
+from .errors import ParameterError
+from .machine import resolve_device
+from .model import TransformNet
+from .pipeline import to_float
+from .runs import Run, describe_images
+from .training import load_config, load_model
+
+SSIM_WINDOW = 7  # pixels; scikit-image's default, smaller for images that are smaller
+
+
+def metrics(target: np.ndarray, output: np.ndarray) -> dict[str, float]:
+    """How far `output` is from `target`, both float `(height, width)` in [0, 1].
+
+    mse; psnr_db = 10 log10(1 / mse), infinite for equal images; ssim (Wang et al. 2004, uniform window, NaN for images
+    under 3 pixels a side); max_error, the largest absolute difference of a pixel.
+    """
+    mse = float(skimage.metrics.mean_squared_error(target, output))
+    window = min(SSIM_WINDOW, *target.shape)
+    window -= 1 - window % 2  # odd
+    return {
+        "mse": mse,
+        "psnr_db": float(skimage.metrics.peak_signal_noise_ratio(target, output, data_range=1))
+        if mse
+        else float("inf"),
+        "ssim": float(skimage.metrics.structural_similarity(target, output, data_range=1, win_size=window))
+        if window >= 3
+        else np.nan,
+        "max_error": float(np.abs(target - output).max()),
+    }
+
+
+def metrics_table(examples: dict[str, np.ndarray]) -> pd.DataFrame:
+    """One row an example: image (its index) and its metrics."""
+    rows = zip(examples["indices"].tolist(), examples["targets"], examples["outputs"], strict=True)
+    return pd.DataFrame([{"image": i, **metrics(target[0], output[0])} for i, target, output in rows])
+
+
+def compare(
+    model: TransformNet, dataset: CustomDataset, indices: Sequence[int] = range(5), *, device: str = "auto"
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Run `model` on all of `dataset`, which must have cached targets.
+
+    Returns the examples at `indices` (arrays as in `Run.examples`) and, over all images, test_mse and max_error.
+    """
+    indices = list(indices)
+    if not indices or any(type(i) is not int or not 0 <= i < len(dataset) for i in indices):
+        raise ParameterError(f"indices: expected whole numbers from 0 to {len(dataset) - 1}, got {indices!r}")
+    where = resolve_device(device)
+    model = model.to(where).eval()
+    with torch.inference_mode():
+        outputs = torch.cat([model(to_float(chunk.to(where))).cpu() for chunk in dataset.images.split(2048)])
+    errors = (outputs - dataset.targets).double()
+    examples = {
+        "indices": np.array(indices),
+        "inputs": dataset.images[indices].numpy(),
+        "targets": dataset.targets[indices].numpy(),
+        "outputs": outputs[indices].numpy(),
+    }
+    return examples, {"test_mse": errors.square().mean().item(), "max_error": errors.abs().max().item()}
+
+
+def compare_run(
+    run: Run, dataset: CustomDataset, indices: Sequence[int] = range(5), *, force: bool = False
+) -> dict[str, np.ndarray]:
+    """A run's `compare` stage, on the device it was trained on: the examples, into examples.npz."""
+    device = resolve_device(load_config(run).device)
+    parameters = {"indices": list(indices)}
+    with run.stage("compare", parameters, images=describe_images(dataset), device=device, force=force) as results:
+        if results is not None:
+            examples, totals = compare(load_model(run), dataset, indices, device=str(device))
+            run.write_arrays("examples.npz", **examples)
+            results |= totals
+    return run.examples()

@@ -1,0 +1,67 @@
+"""What notebooks show, with what the exporters need to know of it.
+
+Each function displays something in the notebook and notes, in the output's metadata under "transformnet", the label,
+alt text or role by which `transformnet_lib.export` numbers and places it. Captions are Markdown and shown in the
+notebook as well.
+"""
+
+import io
+from base64 import b64encode
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+
+PNG_DPI = 110  # of the picture that notebook viewers show; exports take the SVG
+
+
+def show_text(markdown: str) -> None:
+    """Show computed prose, Markdown with `$…$` maths."""
+    display(Markdown(markdown))
+
+
+def show_figure(figure: Figure, *, label: str, caption: str, alt: str) -> None:
+    """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"."""
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})  # without the date equal figures are equal bytes
+    figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    plt.close(figure)
+    bundle = {
+        "image/svg+xml": svg.getvalue(),
+        "image/png": b64encode(png.getvalue()).decode(),
+        "text/plain": f"<figure {label}>",
+    }
+    display(bundle, raw=True, metadata={"transformnet": {"label": label, "alt": alt}})
+    _show_caption(label, caption)
+
+
+def show_table(table: pd.DataFrame, *, label: str, caption: str, index: bool = False) -> None:
+    """Show a table with its caption; its values as they are, so format them first. `label` starts with "tab-"."""
+    with pd.option_context("display.max_colwidth", None):  # else long texts are cut
+        bundle = {
+            "text/html": table.to_html(index=index, border=0, na_rep="–"),
+            "text/plain": table.to_string(index=index, na_rep="–"),
+        }
+    display(bundle, raw=True, metadata={"transformnet": {"label": label}})
+    _show_caption(label, caption)
+
+
+def show_front(*, title: str, author: str, date: str) -> None:
+    """Show the title block; `date` as YYYY-MM-DD."""
+    front = {"title": title, "author": author, "date": date}
+    byline = ", ".join(filter(None, [author, date]))
+    display(
+        {"text/markdown": f"# {_escape(title)}\n\n{_escape(byline)}", "text/plain": title},
+        raw=True,
+        metadata={"transformnet": {"front": front}},
+    )
+
+
+def _show_caption(label: str, caption: str) -> None:
+    display({"text/markdown": caption, "text/plain": caption}, raw=True, metadata={"transformnet": {"caption": label}})
+
+
+def _escape(text: str) -> str:
+    """`text` as Markdown that shows it literally."""
+    return "".join("\\" + character if character in r"\`*_{}[]<>()#+-.!|$~^&" else character for character in text)

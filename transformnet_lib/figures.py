@@ -1,0 +1,158 @@
+"""The figures: each function takes data and Axes, draws, labels units, and returns the Axes; nothing is saved here.
+
+One style for all (`use_style`), sized for a 160 mm text column. Colours are Okabe and Ito's (2008), told apart by
+colour-blind readers, and every line differs from the others in its dash or marker too, for print in black and white.
+"""
+
+import math
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from torch import Tensor
+
+TEXT_WIDTH = 6.3  # inches, 160 mm
+
+# Okabe and Ito, "Color Universal Design" (2008), https://jfly.uni-koeln.de/color/; yellow left out: too pale on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
+UNITS = {"train_mse": "training MSE", "val_mse": "validation MSE", "epoch_seconds": "time of an epoch (s)"}
+
+
+def use_style() -> None:
+    """Set Matplotlib's defaults for every figure of the report."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (TEXT_WIDTH, 2.8),
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.4,
+            "lines.markersize": 4.5,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "svg.hashsalt": "transformnet",  # without it equal figures get different ids
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def error_scale(errors: np.ndarray) -> float:
+    """The largest absolute error rounded up to one significant digit: the limit of the error maps' colours.
+
+    >>> error_scale(np.array([0.034, -0.012]))
+    0.04
+    """
+    largest = float(np.abs(errors).max())
+    if largest == 0:
+        return 1.0
+    digit = 10 ** math.floor(math.log10(largest))
+    return float(f"{math.ceil(largest / digit) * digit:.1g}")
+
+
+def comparison(
+    axes: np.ndarray, image: np.ndarray, target: np.ndarray, outputs: Mapping[str, np.ndarray], *, scale: float
+) -> np.ndarray:
+    """Draw one example: the input, the ground truth, and for each model its output and its error.
+
+    `axes` holds 2 + 2·len(outputs) Axes; `image` uint8 (3, h, w); `target` and each output float (h, w) in [0, 1].
+    Pixels are drawn as they are; an error is output minus ground truth on colours from -scale to +scale.
+    """
+    for ax in axes:
+        ax.set_axis_off()
+    axes[0].imshow(image.transpose(1, 2, 0))
+    axes[0].set_title(f"input\n{image.shape[1]}×{image.shape[2]}")
+    axes[1].imshow(target, cmap="gray", vmin=0, vmax=1)
+    axes[1].set_title(f"ground truth\n{target.shape[0]}×{target.shape[1]}")
+    for k, (label, output) in enumerate(outputs.items()):
+        shown, error = axes[2 + 2 * k : 4 + 2 * k]
+        shown.imshow(output, cmap="gray", vmin=0, vmax=1)
+        shown.set_title(f"model\n{label}")
+        drawn = error.imshow(output - target, cmap="PuOr", vmin=-scale, vmax=scale)
+        error.set_title("error\n(model − truth)")
+    bar = axes[0].figure.colorbar(drawn, ax=list(axes), ticks=[-scale, 0, scale], shrink=0.7, aspect=12, pad=0.01)
+    bar.ax.set_yticklabels([f"−{scale:g}", "0", f"{scale:g}"], fontsize=7)
+    bar.outline.set_visible(False)
+    return axes
+
+
+def picture_pairs(axes: np.ndarray, pairs: list[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Draw image and target of each pair below each other; `axes` has two rows, `pairs` are a data set's items."""
+    for column, (image, target) in zip(axes.T, pairs, strict=True):
+        column[0].imshow(image.permute(1, 2, 0))
+        column[1].imshow(target[0], cmap="gray", vmin=0, vmax=1)
+        for ax in column:
+            ax.set_axis_off()
+    return axes
+
+
+def history_curves(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str) -> Axes:
+    """Draw one column of each run's history over the epochs, a line a run; MSE on a logarithmic axis."""
+    for k, (label, history) in enumerate(histories.items()):
+        style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+        ax.plot(history["epoch"], history[column], linestyle=DASHES[k % len(DASHES)], label=label, **style)
+    if column != "epoch_seconds":
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(UNITS[column])
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    return ax
+
+
+def speedup_curves(ax: Axes, table: pd.DataFrame, device: str) -> Axes:
+    """Draw the speed-up over the pipeline run image by image against the batch size, for one device of `table`.
+
+    `table` has the columns of `timing.BENCHMARK_COLUMNS`. Above the dashed line at 1 the model beats the pipeline run
+    image by image; above the black line, the pipeline run in batches. Bars span the quartiles of the repeats.
+    """
+    measured = table[(table["reason"] == "") & (table["num_workers"] == 0)]
+    sequential = measured.loc[measured["path"] == "sequential"].iloc[0]
+    per_image = sequential["seconds"] / sequential["images"]
+
+    def draw(rows: pd.DataFrame, **style) -> None:
+        rows = rows.sort_values("batch_size")
+        best, worst = (per_image * rows["images"] / rows[quartile] for quartile in ("q1", "q3"))
+        spread = [rows["speedup"] - worst, best - rows["speedup"]]
+        ax.errorbar(rows["batch_size"].astype(int), rows["speedup"], yerr=np.maximum(spread, 0), capsize=2, **style)
+
+    ax.axhline(1, color="#555555", linestyle="--", linewidth=1.2, label="pipeline, image by image")
+    draw(measured[measured["path"] == "batched"], color="black", marker="x", label="pipeline, in batches (CPU)")
+    model = measured[(measured["path"] == "reference") & (measured["device"] == device)]
+    for k, ((shuffle, drop_last), rows) in enumerate(model.groupby(["shuffle", "drop_last"])):
+        draw(
+            rows,
+            color=COLOURS[int(shuffle)],
+            marker=MARKERS[k],
+            markerfacecolor="white" if drop_last else None,
+            linestyle=DASHES[k],
+            label=f"model, {'shuffled' if shuffle else 'in order'}{', drop_last' if drop_last else ''}",
+        )
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xlabel("batch size (images)")
+    ax.set_ylabel("speed-up over image by image (×)")
+    ax.set_title(device)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(measured.loc[measured["path"] == "batched", "batch_size"])))
+    ax.xaxis.set_minor_locator(NullLocator())
+    low, high = ax.get_ylim()
+    ticks = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
+    ax.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    ax.yaxis.set_minor_locator(NullLocator())
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax

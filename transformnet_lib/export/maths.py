@@ -1,0 +1,121 @@
+"""TeX formulas → Typst maths and MathML, by way of the tylax and typst wheels; nothing of a formula stays code.
+
+Typst sets the formulas in the PDF and writes MathML for the HTML, so both show the same thing and a formula that
+cannot be set fails in both.
+"""
+
+import re
+from html import escape
+
+import tylax
+import typst
+
+from ..errors import ExportError
+
+OPTIONS = tylax.L2TOptions(frac_to_slash=False, prefer_shorthands=False)
+PLACEHOLDER = 0xE000  # private-use characters pass through tylax untouched; text is parked behind them
+# tylax 0.3.8 hands the text of these on as Typst markup, or drops it: park it as a string instead.
+TEXT_COMMANDS = {
+    "text": "upright({})", "textrm": "upright({})", "textnormal": "upright({})", "mbox": "upright({})",
+    "textbf": "bold(upright({}))", "textit": "italic({})", "emph": "italic({})", "texttt": "mono({})",
+    "textsf": "sans({})", "operatorname": "op({})", "operatorname*": "op({}, limits: #true)",
+}  # fmt: skip
+# Characters that mean something to Typst or that tylax gets wrong: shown as themselves.
+ESCAPED = {r"\&": "&", r"\_": "_", r"\#": "#", r"\$": "$", r"\%": "%", '"': '"', "`": "`", "#": "#", "@": "@"}
+
+
+def literal(text: str) -> str:
+    """`text` as a Typst string literal: nothing in it is ever code.
+
+    >>> literal('a "b" \\\\ #c')
+    '"a \\\\"b\\\\" \\\\\\\\ #c"'
+    """
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return '"' + re.sub("[\r\x0b\x0c\x85\u2028\u2029]", lambda m: f"\\u{{{ord(m[0]):x}}}", text) + '"'
+
+
+def typst_maths(tex: str) -> str:
+    """Typst maths source for one TeX formula without its dollars. Raises ExportError where that would need code.
+
+    >>> typst_maths(r"\\frac{1}{n}")
+    'frac(1, n)'
+    """
+    parked = []
+
+    def park(code: str) -> str:
+        parked.append(code)
+        return f" {chr(PLACEHOLDER + len(parked) - 1)} "
+
+    def text_command(match):
+        plain = re.sub(r"\\([&_#$%{} ])", r"\1", match[2]).replace(r"\,", "\u2009").replace("~", "\u00a0")
+        return "{" + park(TEXT_COMMANDS[match[1]].format(literal(plain))) + "}"
+
+    if re.search("[\ue000-\uf8ff]", tex):
+        raise ExportError("private-use characters are not allowed in maths")
+    # Typst scales brackets itself; tylax would drop the bracket together with the command
+    tex = re.sub(r"\\(?:[bB]igg?[lrm]?|nonumber|notag|label\{[^{}]*\})(?![A-Za-z])", "", tex)
+    names = "|".join(map(re.escape, sorted(TEXT_COMMANDS, key=len, reverse=True)))
+    tex = re.sub(rf"\\({names})\s*\{{((?:[^{{}}\\]|\\.|\{{[^{{}}]*\}})*)\}}", text_command, tex)
+    tex = tex.replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")
+    escaped = "|".join(re.escape(key) for key in ESCAPED)
+    tex = re.sub(rf"\\\\|{escaped}", lambda m: park(literal(ESCAPED[m[0]])) if m[0] in ESCAPED else m[0], tex)
+    code = tylax.latex_to_typst(tex, options=OPTIONS).strip()
+    if match := re.fullmatch(r"\$ (.*) \$", code, re.DOTALL):  # an environment such as align
+        code = match[1]
+    code = re.sub(r"/\*.*?\*/", " ", code, flags=re.DOTALL)
+    code = re.sub(r"cases\((?:[^()]|\([^()]*\))*\)", lambda m: m[0].replace(" & ", " & quad "), code)  # as TeX has it
+    if re.search(r"[#$`\"]|//|/\*", code.replace('""', "")):
+        raise ExportError("a command in it has no counterpart in Typst")
+    return re.sub("[\ue000-\uf8ff]", lambda m: parked[ord(m[0]) - PLACEHOLDER], code)
+
+
+def definitions(formulas: dict[str, int]) -> list[str]:
+    """Typst lines `#let m0 = …`, one for each formula (TeX → cell, for messages), in order.
+
+    Each is evaluated from a string, which can neither end early nor read files.
+    """
+    lines = []
+    for index, (tex, cell) in enumerate(formulas.items()):
+        try:
+            lines.append(f'#let m{index} = eval({literal(typst_maths(tex))}, mode: "math")')
+        except ExportError as error:
+            raise formula_error(tex, cell, str(error)) from None
+    return lines
+
+
+def formula_error(tex: str, cell: int, why: str) -> ExportError:
+    short = " ".join(tex.split())
+    return ExportError(f"cell {cell}: cannot set the formula ${short[:80]}{'…' * (len(short) > 80)}$: {why}")
+
+
+def mathml(formulas: dict[str, int]) -> tuple[dict[tuple[str, bool], str], str]:
+    """MathML of each formula (TeX → cell) by (TeX, is display), and the CSS that Typst wants beside it."""
+    if not formulas:
+        return {}, ""
+    lines = definitions(formulas)
+    wanted = [(tex, block) for tex in formulas for block in (False, True)]
+    index = {tex: i for i, tex in enumerate(formulas)}
+    shown = [f"#math.equation(block: {str(block).lower()}, m{index[tex]})" for tex, block in wanted]
+    source = "\n".join([*lines, *shown]).encode()
+    try:
+        page = typst.compile(source, format="html", ignore_system_fonts=True).decode()
+    except typst.TypstError as error:
+        raise located(error, formulas) or ExportError(f"cannot set the formulas: {error.message}") from None
+    found = re.findall(r"<math(?: [^>]*)?>(.*?)</math>", page, re.DOTALL)
+    if len(found) != len(wanted):
+        raise ExportError(f"expected {len(wanted)} formulas as MathML, Typst wrote {len(found)}")
+    made = {}
+    for (tex, block), inner in zip(wanted, found, strict=True):
+        display = "block" if block else "inline"
+        made[tex, block] = f'<math display="{display}" alttext="{escape(tex)}">{inner}</math>'
+    css = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    return made, css[1] if css else ""
+
+
+def located(error: typst.TypstError, formulas: dict[str, int], first_line: int = 1) -> ExportError | None:
+    """The error of one formula if `error` arose in its definition, these starting at `first_line`; else None."""
+    line = re.search(r"\.typ:(\d+):", error.diagnostic)
+    number = int(line[1]) - first_line if line else -1
+    if 0 <= number < len(formulas):
+        return formula_error(*list(formulas.items())[number], error.message)
+    return None

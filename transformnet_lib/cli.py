@@ -1,0 +1,199 @@
+"""The command line `transformnet …`: each command executes a notebook with its parameters; nothing is computed here.
+
+The library is imported inside the commands, so that `--help` answers at once. An option that is not given is left at
+the notebook's default; only `limit` differs: a notebook's own default is a quick look, the command's is all images.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import TransformnetError
+
+app = typer.Typer(
+    help="Train TransformNet, compare it with the pipeline it replaces, time both, and make the report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Get image data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+def option(kind: type, help_text: str, *names: str):
+    """An option's annotated type: optional, so that "not given" can be told from a value."""
+    return Annotated[kind | None, typer.Option(*names, help=help_text, show_default=False)]
+
+
+RunDir = Annotated[Path, typer.Option(help="The run directory to read and write.")]
+Force = Annotated[bool, typer.Option("--force", help="Make the stage anew, whatever the run directory holds.")]
+Device = option(str, "cpu, cuda, cuda:N, mps or auto [auto].")
+Data = option(str, "Images: auto, photos, cifar10 or folder:PATH [auto: CIFAR-10 if it is there, else photos].")
+DataPath = option(str, "The folder that holds CIFAR-10 [data].")
+Fit = option(str, "none, or crop: crop and resize a folder's images to one size [none].")
+ImageSize = option(int, "Pixels a side for --fit crop [the first image's shorter side].")
+OutputSize = option(int, "Pixels a side of the pipeline's output [28].")
+HFlip = option(bool, "Whether the pipeline flips horizontally [yes].", "--hflip/--no-hflip")
+VFlip = option(bool, "Whether the pipeline flips vertically [yes].", "--vflip/--no-vflip")
+Preset = option(str, "paper or precise [paper].")
+Limit = option(int, "Use only so many images of each split [all].")
+Seed = option(int, "Of the split, the initial weights and the shuffling [0].")
+Epochs = option(int, "Passes over the training images, at most [the preset's, 30].")
+BatchSize = option(int, "Images a training step [the preset's, 256].")
+Lr = option(float, "AdamW's learning rate [the preset's].")
+MinDelta = option(float, "The MSE's least improvement [the preset's].")
+Patience = option(int, "Epochs without improvement before stopping [the preset's, 4].")
+BatchSizes = option(list[int], "A batch size to time; repeatable [16, 32, 64, 128, 256, 512].", "--batch-size")
+Devices = option(list[str], "A device to time; repeatable [the run's own, and cuda].", "--device")
+Repeats = option(int, "Timed passes a setting [5].")
+Indices = option(list[int], "A test image to show; repeatable [0, 1, 2, 3, 4].", "--index")
+RunData = option(str, "Images [those the run was trained on].", "--data")
+RunDataPath = option(str, "The folder that holds CIFAR-10 now [the run's].", "--data-path")
+
+
+def given(**parameters) -> dict:
+    """The parameters that were given."""
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
+    """Execute a stage's notebook into its run directory and say where the result is."""
+    from . import report
+
+    report.run_stage(name, run_dir, parameters)
+    typer.echo(f"{name}: complete in {run_dir}, notebook {run_dir / name}.ipynb")
+
+
+@app.command()
+def train(
+    run_dir: RunDir,
+    device: Device = None,
+    preset: Preset = None,
+    data: Data = None,
+    data_path: DataPath = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    output_size: OutputSize = None,
+    hflip: HFlip = None,
+    vflip: VFlip = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    min_delta: MinDelta = None,
+    patience: Patience = None,
+    force: Force = False,
+) -> None:
+    """Train the model: history, weights and TensorBoard events into a run directory."""
+    parameters = given(**{name: value for name, value in locals().items() if name != "run_dir"})
+    run_stage("train", run_dir, {"device": "auto", "data": "auto", "limit": None} | parameters)
+
+
+@app.command()
+def compare(
+    run_dir: RunDir,
+    index: Indices = None,
+    data: RunData = None,
+    data_path: RunDataPath = None,
+    force: Force = False,
+) -> None:
+    """Compare a trained run's model with the ground truth on test images."""
+    run_stage("compare", run_dir, given(indices=index, data=data, data_path=data_path, force=force))
+
+
+@app.command()
+def benchmark(
+    run_dir: RunDir,
+    device: Devices = None,
+    batch_size: BatchSizes = None,
+    repeats: Repeats = None,
+    data: RunData = None,
+    data_path: RunDataPath = None,
+    force: Force = False,
+) -> None:
+    """Time a trained run's model against the pipeline, image by image and in batches."""
+    from .timing import BATCH_SIZES, NUM_WORKERS, REPEATS
+
+    full = {"batch_sizes": list(BATCH_SIZES), "num_workers": list(NUM_WORKERS), "repeats": REPEATS}
+    options = given(devices=device, batch_sizes=batch_size, repeats=repeats, data=data, data_path=data_path)
+    run_stage("benchmark", run_dir, full | options | {"force": force})
+
+
+@app.command()
+def report(
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="A finished run directory to report on; repeatable. Without any, runs are made."),
+    ] = None,
+    device: option(list[str], "A device to make runs on; repeatable [all that are present].") = None,
+    data: Data = None,
+    data_path: DataPath = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    output_size: OutputSize = None,
+    hflip: HFlip = None,
+    vflip: VFlip = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    repeats: Repeats = None,
+    title: option(str, "The report's title.") = None,
+    author: option(str, "The author named under the title.") = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where the runs are made, one folder each.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The folder for report.html and report.pdf.")] = Path("report/build"),
+    force: Force = False,
+) -> None:
+    """Make the report: train, compare and benchmark on each device, then report.html and report.pdf.
+
+    Runs that are complete already are only read. With --run nothing is made but the report.
+    """
+    made_with = given(
+        data=data,
+        data_path=data_path,
+        fit=fit,
+        image_size=image_size,
+        output_size=output_size,
+        hflip=hflip,
+        vflip=vflip,
+        limit=limit,
+        seed=seed,
+        epochs=epochs,
+    )
+    if run and (unused := [*made_with, *given(device=device, repeats=repeats, force=force or None)]):
+        names = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
+    from .report import make_report, make_runs
+    from .timing import BATCH_SIZES, NUM_WORKERS, REPEATS
+
+    if not run:
+        full = {"batch_sizes": list(BATCH_SIZES), "num_workers": list(NUM_WORKERS), "repeats": REPEATS}
+        run = make_runs(
+            device or [],
+            runs_dir,
+            train={"data": "auto", "limit": None} | made_with,
+            benchmark=full | given(repeats=repeats),
+            force=force,
+        )
+    for file in make_report(run, out, title=title, author=author):
+        typer.echo(file)
+
+
+@data_app.command()
+def cifar10(data_path: Annotated[Path, typer.Option(help="The folder to put it in.")] = Path("data")) -> None:
+    """Download CIFAR-10 (170 MB; its host is slow, allow an hour), check its hash and unpack it."""
+    from .data import download_cifar10
+
+    typer.echo(f"CIFAR-10 is in {download_cifar10(data_path)}")
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr and exit status 1."""
+    try:
+        app()
+    except TransformnetError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

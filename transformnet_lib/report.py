@@ -1,0 +1,126 @@
+"""Running the notebooks and making the report: papermill executes, nbconvert exports.
+
+A stage counts as done only when every code cell of its notebook ran, none shows an error, and run.json says complete:
+papermill's own metadata alone can say "completed" after a dead kernel.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbconvert.exporters.exporter import Exporter
+from papermill.exceptions import PapermillException, PapermillExecutionError
+
+from .errors import ExportError, NotebookError, ParameterError
+from .export import HTMLReportExporter, PDFReportExporter
+from .machine import available_devices, resolve_device
+from .runs import Run, open_runs, write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+KERNEL_ARGUMENTS = ["--log-level=40"]  # errors only; else each start warns that it listens on a local port
+STAGES = ("train", "compare", "benchmark")
+EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
+
+
+def execute(name: str, output: Path, parameters: dict) -> None:
+    """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
+
+    Raises ParameterError for one that the notebook doesn't
+    have, and NotebookError, with the cell's own error line, if any cell fails or is not reached; the executed part is
+    kept in `output`.
+    """
+    source = NOTEBOOKS / f"{name}.ipynb"
+    if not source.exists():
+        raise NotebookError(f"{source}: no such notebook; install the project from its clone (pip install -e .)")
+    known = papermill.inspect_notebook(source)
+    if unknown := [key for key in parameters if key not in known]:
+        raise ParameterError(f"{name}: unknown parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # "Executing notebook with kernel" is no news
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            source, output, parameters, progress_bar={"desc": name, "leave": False}, extra_arguments=["--log-level=40"]
+        )
+    except PapermillExecutionError as error:
+        ours = error.ename in {"KeyboardInterrupt"} or error.ename.endswith("Error")
+        reason = error.evalue if ours and error.evalue else f"{error.ename}: {error.evalue}"
+        raise NotebookError(f"{name}: {reason} (see {output})") from error
+    except DeadKernelError as error:
+        raise NotebookError(f"{name}: the kernel died (out of memory, or killed); see {output}") from error
+    except (PapermillException, TimeoutError) as error:
+        raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {output}") from error
+    except OSError as error:
+        raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror})") from error
+    check_executed(output)
+
+
+def check_executed(path: Path) -> None:
+    """Raise NotebookError unless every code cell of the notebook at `path` was executed without an error."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source]
+    for i, cell in enumerate(cells, 1):
+        if cell.execution_count is None:
+            raise NotebookError(f"{path}: code cell {i} of {len(cells)} was not executed")
+        if any(output.output_type == "error" for output in cell.outputs):
+            raise NotebookError(f"{path}: code cell {i} of {len(cells)} failed")
+
+
+def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
+    """Execute the notebook of one stage into its run directory, and make sure that the stage is complete."""
+    execute(name, run_dir / f"{name}.ipynb", {"run_dir": str(run_dir), **parameters})
+    Run(run_dir).require(name)
+
+
+def export(notebook: Path, out_dir: Path, formats: Sequence[str] = ("html", "pdf")) -> list[Path]:
+    """Export an executed notebook to `out_dir`, named after it; returns the files. Raises ExportError."""
+    check_executed(notebook)
+    files = []
+    for name in formats:
+        body, _ = EXPORTERS[name]().from_filename(str(notebook))
+        file = out_dir / f"{notebook.stem}.{name}"
+        try:
+            write_atomic(file, body if isinstance(body, bytes) else body.encode())
+        except OSError as error:
+            raise ExportError(f"{file}: cannot be written ({error.strerror})") from error
+        files.append(file)
+    return files
+
+
+def make_runs(devices: Sequence[str], runs_dir: Path, *, train: dict, benchmark: dict, force: bool) -> list[Path]:
+    """Make the report's runs, for each device `<runs_dir>/<device>` and `<runs_dir>/<device>-precise`.
+
+    The first has the preset `paper` and all stages, the second the preset `precise`, train and compare. What is
+    complete already is left as it is. `train` and `benchmark` are notebook parameters.
+    """
+    devices = list(devices) or available_devices()
+    for device in devices:
+        resolve_device(device)  # refuse before the first long stage
+    run_dirs = []
+    for device in devices:
+        # Where there is no CUDA device the CPU's run says so, row by row.
+        timed = [device] + ["cuda"] * (device == "cpu" and "cuda" not in available_devices())
+        for preset, stages in (("paper", STAGES), ("precise", STAGES[:2])):
+            run_dir = runs_dir / (device.replace(":", "") + ("" if preset == "paper" else f"-{preset}"))
+            of_stage = {
+                "train": {"device": device, "preset": preset, **train},
+                "compare": {},
+                "benchmark": {"devices": timed, **benchmark},
+            }
+            for stage in stages:
+                run_stage(stage, run_dir, of_stage[stage] | {"force": force})
+            run_dirs.append(run_dir)
+    return run_dirs
+
+
+def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
+    """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf]."""
+    runs = open_runs(run_dirs)
+    if not any(run.has("benchmark") for run in runs):
+        runs[0].require("benchmark")
+    notebook = out_dir / "report.ipynb"
+    named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
+    execute("report", notebook, {"runs": [str(run.path) for run in runs], **named})
+    return export(notebook, out_dir)

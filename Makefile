@@ -1,0 +1,52 @@
+# make report, make test: each works from a bare clone, with nothing but Python 3.11 or newer.
+#
+#   make report                                       train, compare and benchmark on every device here, then the report
+#   make report DATA=folder:/some/images DEVICE=cpu   on other images, on one device
+#   make report TITLE="My title" AUTHOR="My name"     as something to hand in
+#
+# Options of `make report`: DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE LIMIT SEED EPOCHS REPEATS TITLE AUTHOR RUN
+# RUNS_DIR OUT FORCE=1; they are those of `transformnet report --help`. DEVICE and RUN may name several.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install report test notebooks lab tensorboard clean
+.DEFAULT_GOAL := report
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+# Only what was given on make's own command line counts: the shell's environment may hold a DATA of its own.
+given = $(findstring command line,$(origin $(1)))
+flag = $(if $(call given,$(1)),--$(2) "$$$(1)")
+flags = $(if $(call given,$(1)),$(foreach word,$($(1)),--$(2) "$(word)"))
+
+report: install
+	$(BIN)/transformnet report $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flag,DATA,data) \
+	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
+	  $(call flag,OUTPUT_SIZE,output-size) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
+	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \
+	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),--force)
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+notebooks: install
+	$(BIN)/python -m transformnet_lib.refresh
+
+lab: install
+	$(BIN)/jupyter lab notebooks
+
+tensorboard: install
+	$(BIN)/tensorboard --logdir runs
+
+clean:
+	rm -rf .venv report/build .pytest_cache .ruff_cache .hypothesis

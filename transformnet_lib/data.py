@@ -4,8 +4,8 @@ What it does not do: download anything unless `download_cifar10` is called.
 """
 
 import hashlib
-import io
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 
 from .errors import DataError, ParameterError
-from .pipeline import Pipeline, check_size, to_float
+from .pipeline import MAX_SIZE, Pipeline, to_float
 
 # The photographs of the `photos` source, all inside the scikit-image wheel; no photograph is in both splits.
 PHOTOS = {
@@ -81,6 +81,8 @@ def load_images(
     """
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ParameterError(f"limit: expected a whole number from 1, or none for all images, got {limit!r}")
+    if image_size is not None and not (type(image_size) is int and 1 <= image_size <= MAX_SIZE):
+        raise ParameterError(f"image_size: expected a whole number from 1 to {MAX_SIZE}, or none, got {image_size!r}")
     if fit not in FITS:
         raise ParameterError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     split = "train" if train else "test"
@@ -159,15 +161,18 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
     Does nothing if it is there already. Raises DataError if the download fails or its hash differs.
     """
     folder = Path(data_path) / CIFAR10.base_folder
+    with suppress(DataError):
+        _cifar10(Path(data_path), train=True)
+        return folder
     try:
-        pooch.retrieve(
+        archive = pooch.retrieve(
             CIFAR10_URL,
             known_hash=f"md5:{CIFAR10_MD5}",
             path=data_path,
             fname=CIFAR10.filename,
-            processor=pooch.Untar(extract_dir="."),
             downloader=pooch.HTTPDownloader(progressbar=True, timeout=60),  # seconds without a byte
         )
+        pooch.Untar(extract_dir=".")(archive, "download", None)  # not as `processor`: that skips an archive kept
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; pooch says ValueError for a wrong hash
         raise DataError(f"CIFAR-10: download from {CIFAR10_URL} failed: {error}") from error
     _cifar10(Path(data_path), train=True)
@@ -185,7 +190,7 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
         raise DataError(f"folder:{root}: no images in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     files = [files[i] for i in _chosen(len(files), limit)]
     first = _decode(files[0])
-    side = min(first.shape[1:]) if image_size is None else check_size("image_size", image_size)[0]
+    side = image_size or min(first.shape[1:])
     shape = first.shape if fit == "none" else (3, side, side)
     pixels = np.empty((len(files), *shape), np.uint8)
 
@@ -207,9 +212,12 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
 def _decode(path: Path, crop_to: int | None = None) -> np.ndarray:
     """Read one image file as uint8 RGB `(3, height, width)`, centre-cropped and resized to `crop_to` if given."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width}×{image.height} pixels are more than {MAX_PIXELS:,} in all")
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to black and white
+                raise DataError(f"{path}: expected 8 bits a channel, got Pillow's mode {image.mode}; save it with 8")
+            image.info.pop("transparency", None)  # of a palette; Pillow would warn that RGB drops it
             rgb = image.convert("RGB")
     except DataError:
         raise

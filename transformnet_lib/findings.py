@@ -239,11 +239,7 @@ def first_page(runs: Sequence[Run]) -> str:
 
     def images(stage: dict) -> str:
         height, width = stage["images"]["size"]
-        held_out = load_config(runs[0]).val_fraction
-        return (
-            f"`{stage['images']['source']}`, {stage['images']['count']:,} training images of {height}×{width} pixels, "
-            f"of which {held_out:.0%} are held out for validation"
-        )
+        return f"`{stage['images']['source']}`, {stage['images']['count']:,} training images of {height}×{width} pixels"
 
     def machine(stage: dict) -> str:
         there = stage["environment"]
@@ -258,9 +254,12 @@ def first_page(runs: Sequence[Run]) -> str:
         done = [name for name in ("train", "compare", "benchmark") if run.has(name)]
         return f"`{run.label}` (preset `{load_config(run).preset}`: {', '.join(done)})"
 
+    compared = [run.stage_info("compare")["images"]["count"] for run in runs if run.has("compare")]
+    tested = [f"**Test images:** {compared[0]:,}, the same for all runs."] if compared else []
     lines = [
         f"**Runs:** {'; '.join(map(stages, runs))}. Every number below was read from their files.",
         told("Images", images),
+        *tested,
         told("Machine", machine),
         told("Versions", versions),
         told("Commit", lambda stage: f"`{short_commit(stage)}`"),
@@ -280,9 +279,11 @@ def stopping(run: Run) -> str:
     config, trained = load_config(run), load_training(run)
     count = len(trained.history)
     ended = f"stopped after {count} epochs" if count < config.epochs else f"ran all {count} epochs"
+    least = f"at least {config.min_delta:g}" if config.min_delta else "at all"
+    settled = " (counted once the learning rate has fallen to 0)" if config.decay_steps else ""
     return (
-        f"With the preset `{config.preset}` (`{run.label}`) an epoch is an improvement if the validation MSE falls by "
-        f"at least {config.min_delta:g} below the best so far; after {config.patience} epochs in a row without one, or "
+        f"With the preset `{config.preset}` (`{run.label}`) an epoch is an improvement if the validation MSE falls "
+        f"{least} below the best so far; after {config.patience} epochs in a row without one{settled}, or "
         f"{config.epochs} in all, training ends. It {ended}; the best was epoch {trained.best_epoch}."
     )
 
@@ -346,8 +347,8 @@ def table1_caption(runs: Sequence[Run]) -> str:
 
 
 def command(runs: Sequence[Run]) -> str:
-    """The command that makes this report again from its runs."""
-    return " ".join(["transformnet report", *(f"--run {run.path}" for run in runs)])
+    """The command that makes this report again, in the folder that holds the runs."""
+    return " ".join(["transformnet report", *(f"--run {run.label}" for run in runs)])
 
 
 def provenance_table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ MAX_SIZE = 4096  # pixels a side; far above any image this is meant for, low eno
 
 def check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     """Return `size` as (height, width) in pixels; an int means a square. ParameterError if out of 1..4096."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
         raise ParameterError(f"{name}: expected one or two whole numbers from 1 to {MAX_SIZE}, got {size!r}")
     return sides

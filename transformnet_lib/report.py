@@ -14,6 +14,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
 from papermill.exceptions import PapermillException, PapermillExecutionError
 
+from . import errors
 from .errors import ExportError, NotebookError, ParameterError
 from .export import HTMLReportExporter, PDFReportExporter
 from .machine import available_devices, resolve_device
@@ -46,8 +47,9 @@ def execute(name: str, output: Path, parameters: dict) -> None:
             source, output, parameters, progress_bar={"desc": name, "leave": False}, extra_arguments=["--log-level=40"]
         )
     except PapermillExecutionError as error:
-        ours = error.ename in {"KeyboardInterrupt"} or error.ename.endswith("Error")
-        reason = error.evalue if ours and error.evalue else f"{error.ename}: {error.evalue}"
+        reason = (error.evalue or "no message").splitlines()[0]
+        if not hasattr(errors, error.ename):  # not one of ours, so its message alone may not say what it is
+            reason = f"{error.ename}: {reason}"
         raise NotebookError(f"{name}: {reason} (see {output})") from error
     except DeadKernelError as error:
         raise NotebookError(f"{name}: the kernel died (out of memory, or killed); see {output}") from error

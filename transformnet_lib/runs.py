@@ -38,12 +38,18 @@ STAGE_FILES = {
 }
 
 HISTORY_COLUMNS = {"epoch": "int", "train_mse": "float", "val_mse": "float", "epoch_seconds": "float"}
-EXAMPLE_ARRAYS = {"indices": 1, "inputs": 4, "targets": 4, "outputs": 4}  # and their rank
+EXAMPLE_ARRAYS = {  # their dtype and rank
+    "indices": ("int64", 1),
+    "inputs": ("uint8", 4),
+    "targets": ("float32", 4),
+    "outputs": ("float32", 4),
+}
 
 _text = {"type": "string", "maxLength": 10_000}
 _images = {
     "type": "object",
     "required": ["source", "split", "count", "size", "fingerprint", "request"],
+    "additionalProperties": False,
     "properties": {
         "source": _text,
         "split": {"enum": ["train", "test"]},
@@ -67,6 +73,7 @@ _images = {
 _stage = {
     "type": "object",
     "required": ["status", "parameters", "images", "environment", "commit", "started"],
+    "additionalProperties": False,
     "properties": {
         "status": {"enum": ["started", "complete", "failed"]},
         "parameters": {"type": "object"},
@@ -87,6 +94,7 @@ _stage = {
 SCHEMA = {
     "type": "object",
     "required": ["format", "stages"],
+    "additionalProperties": False,
     "properties": {
         "format": {"const": FORMAT},
         "stages": {"type": "object", "propertyNames": {"enum": list(STAGE_FILES)}, "additionalProperties": _stage},
@@ -193,8 +201,8 @@ class Run:
                     "make the run again, or use the version that made it"
                 )
             check_schema(info)
-        except (ValueError, fastjsonschema.JsonSchemaException) as error:
-            raise RunError(f"{self.path}/run.json: damaged or not ours: {str(error)[:200]}") from error
+        except (ValueError, RecursionError, fastjsonschema.JsonSchemaException) as error:
+            raise RunError(f"{self.path}/run.json: damaged or not ours: {_line(error)}") from error
         return info
 
     @property
@@ -212,7 +220,7 @@ class Run:
             found = "not run yet" if (self.path / "run.json").exists() else "the folder holds no run"
             raise RunError(f"{self.path}: stage {name}: {found}; `transformnet {name} --run-dir {self.path}` makes it")
         if record["status"] != "complete":
-            why = record.get("why", "it was interrupted")
+            why = _line(record.get("why", "it was interrupted"))
             raise RunError(
                 f"{self.path}: stage {name} is not complete ({why}); "
                 f"`transformnet {name} --run-dir {self.path}` with the same parameters makes it"
@@ -238,8 +246,8 @@ class Run:
         self.require("train")
         state = self.read_torch("weights.pt")
         shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-        if shapes != {"mix.weight": (1, 3, 1, 1)}:
-            raise RunError(f"{self.path}/weights.pt: expected only mix.weight (1, 3, 1, 1), got {str(shapes)[:200]}")
+        if shapes != {"mix.weight": (1, 3, 1, 1)} or not state["mix.weight"].is_floating_point():
+            raise RunError(f"{self.path}/weights.pt: expected only mix.weight (1, 3, 1, 1), float, got {_line(shapes)}")
         return state
 
     def examples(self) -> dict[str, np.ndarray]:
@@ -247,27 +255,37 @@ class Run:
         self.require("compare")
         try:
             with np.load(io.BytesIO(self._read("examples.npz")), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in EXAMPLE_ARRAYS}
-        except (ValueError, KeyError, OSError, EOFError) as error:
-            raise RunError(f"{self.path}/examples.npz: damaged or not ours: {error}") from error
-        for name, rank in EXAMPLE_ARRAYS.items():
-            if arrays[name].ndim != rank or len(arrays[name]) != len(arrays["indices"]):
-                raise RunError(f"{self.path}/examples.npz: {name} has the wrong shape {arrays[name].shape}")
+                arrays = {name: np.asarray(archive[name]) for name in EXAMPLE_ARRAYS}
+        except RunError:
+            raise
+        except Exception as error:  # zipfile and NumPy raise many kinds
+            raise RunError(f"{self.path}/examples.npz: damaged or not ours: {_line(error)}") from error
+        for name, (dtype, rank) in EXAMPLE_ARRAYS.items():
+            found = arrays[name]
+            if found.dtype != dtype or found.ndim != rank or len(found) != len(arrays["indices"]):
+                raise RunError(
+                    f"{self.path}/examples.npz: {name}: expected {dtype} of rank {rank}, one row an index, "
+                    f"got {found.dtype} {found.shape}"
+                )
         return arrays
 
     def read_table(self, name: str, columns: dict[str, str]) -> pd.DataFrame:
         """Read a CSV whose columns must be exactly `columns` (name → "int", "float", "bool" or "str")."""
-        kinds = {"int": "Int64", "float": "float64", "bool": "boolean", "str": "str"}
+        kinds = {"int": "Int64", "bool": "boolean", "str": "str"}
         try:
             table = pd.read_csv(
                 io.BytesIO(self._read(name)),
-                dtype={column: kinds[kind] for column, kind in columns.items()},
-                float_precision="round_trip",
+                dtype={column: kinds[kind] for column, kind in columns.items() if kind != "float"},
+                # Python's float, since older pandas' parser may miss the last digit
+                converters={column: _float for column, kind in columns.items() if kind == "float"},
             )
-        except (ValueError, pd.errors.ParserError) as error:
-            raise RunError(f"{self.path}/{name}: damaged or not ours: {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:  # pandas' ParserError is a ValueError
+            raise RunError(f"{self.path}/{name}: damaged or not ours: {_line(error)}") from error
         if list(table.columns) != list(columns):
-            raise RunError(f"{self.path}/{name}: expected columns {', '.join(columns)}; got {', '.join(table.columns)}")
+            got = _line(", ".join(table.columns))
+            raise RunError(f"{self.path}/{name}: expected columns {', '.join(columns)}; got {got}")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for row names
+            raise RunError(f"{self.path}/{name}: damaged or not ours: rows with more fields than columns")
         return table
 
     def read_torch(self, name: str) -> dict:
@@ -346,6 +364,11 @@ class Run:
                 if record["status"] == "complete":
                     yield None
                     return
+            elif left := [file for file in STAGE_FILES[name] if (self.path / file).exists()]:
+                raise RunError(  # work of an unknown origin must not be continued
+                    f"{self.path}: holds {', '.join(left)}, but no record of the stage {name}; "
+                    "take another run_dir, or force=True (--force) to make it anew"
+                )
             seconds_before = record.get("seconds", 0) if record else 0
             record = {
                 "status": "started",
@@ -354,6 +377,7 @@ class Run:
                 "environment": environment(device),
                 "commit": git_commit(),
                 "started": _now(),
+                "seconds": seconds_before,
             }
             info["stages"][name] = record
             self._write_info(info)
@@ -405,6 +429,15 @@ class Run:
     def _write_info(self, info: dict) -> None:
         check_schema(info)  # never write what could not be read back
         self.write("run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _float(text: str) -> float:
+    return float(text or "nan")
+
+
+def _line(text: object) -> str:
+    """`text` as one line of an error message: no line breaks, and not endless."""
+    return " ".join(str(text).split())[:200]
 
 
 def _brief(images: dict) -> str:

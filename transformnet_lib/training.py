@@ -125,6 +125,7 @@ class Trainer:
         self.device = resolve_device(config.device)
         self.stopping = EarlyStopping(config.min_delta, config.patience)
         self.history: list[dict] = []
+        self.steps = 0  # taken by the optimiser so far
         self.best_weights: dict[str, Tensor] | None = None
         self.best_epoch = 0
         self.generator = torch.Generator().manual_seed(config.seed)  # of the shuffling alone
@@ -147,10 +148,6 @@ class Trainer:
         steps = math.ceil(len(train) / config.batch_size)
         # While the learning rate still falls, an epoch without improvement is no reason to stop.
         self.horizon = min(config.decay_steps, steps * config.epochs) if config.decay_steps else None
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: 1.0 if self.horizon is None else (1 + math.cos(math.pi * min(step / self.horizon, 1))) / 2,
-        )
         synchronize(self.device)
         self.setup_seconds = time.perf_counter() - start
 
@@ -183,8 +180,15 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        settled = self.horizon is None or self.schedule.last_epoch >= self.horizon  # last_epoch counts steps here
+        settled = self.horizon is None or self.steps >= self.horizon
         return (settled and self.stopping.should_stop) or len(self.history) >= self.config.epochs
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step: constant, or half a cosine from `config.lr` down to 0 at step `horizon`."""
+        if self.horizon is None:
+            return self.config.lr
+        return self.config.lr * (1 + math.cos(math.pi * min(self.steps / self.horizon, 1))) / 2
 
     @property
     def dead(self) -> bool:
@@ -203,8 +207,9 @@ class Trainer:
             loss = F.mse_loss(outputs, self.train_targets[batch])
             self.optimizer.zero_grad()
             loss.backward()
+            self.optimizer.param_groups[0]["lr"] = self.learning_rate
             self.optimizer.step()
-            self.schedule.step()
+            self.steps += 1
             summed += loss.detach() * len(batch)
         train_mse = summed.item() / len(self.train_inputs)
         val_mse = self.validate()
@@ -239,7 +244,7 @@ class Trainer:
         return {
             "trained": self.trained.detach(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch, "_last_lr": self.schedule._last_lr},
+            "steps": self.steps,
             "generator": self.generator.get_state(),
             "stopping": {"best": self.stopping.best, "misses": self.stopping.misses},
             "history": self.history,
@@ -252,7 +257,7 @@ class Trainer:
         with torch.no_grad():
             self.trained.copy_(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.steps = state["steps"]
         self.generator.set_state(state["generator"])
         self.stopping.best, self.stopping.misses = state["stopping"]["best"], state["stopping"]["misses"]
         self.history, self.best_weights = list(state["history"]), state["best_weights"]

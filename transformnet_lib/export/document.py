@@ -8,9 +8,9 @@ becomes text. So a writer that quotes text correctly cannot be broken out of.
 """
 
 import base64
-import binascii
 import datetime
 import html
+import io
 import mimetypes
 import re
 from collections.abc import Iterator
@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import bs4
 import mistune
+import PIL.Image
 
 from ..errors import ExportError
 
@@ -29,7 +31,11 @@ IMAGES = ("image/svg+xml", "image/png", "image/jpeg")  # best first: vectors pri
 # A link whose text ends in one of these words asks for a number: [Figure](#fig-x) → Figure 3.
 NUMBERED_WORD = re.compile(r"(?:^|\s)(figures?|figs?\.|tables?|tabs?\.|sections?|secs?\.|appendix)$", re.IGNORECASE)
 # "12.3×", "1e-05", "4.1 [3.9, 4.4] ms", "—": a number, perhaps with a short unit. One such column is right-aligned.
-NUMBER = re.compile(r"[^A-Za-z]*\d[^A-Za-z]*[A-Za-z]{0,6}[^A-Za-z]*|[-+]?(nan|inf)|[-–—\s]*", re.IGNORECASE)
+# Written so that each character fits in one place only: with overlapping parts a long cell would take hours.
+NUMBER = re.compile(r"[^A-Za-z\d]*\d[^A-Za-z]*(?:[A-Za-z]{1,6}[^A-Za-z]*)?|[-+]?(nan|inf)|[-–—\s]*", re.IGNORECASE)
+MOST_COLUMNS = 1000  # of a table; more cannot be shown, and spans could ask for millions
+PAGE_IDS = {"main", "abstract"}  # ids of report.html.j2's own elements
+PROSE_COLUMN = 24  # characters: a column with a longer cell may wrap where its table is too wide
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 OVERPRINTED = re.compile(r"^[^\n]*\r(?=[^\n])", re.MULTILINE)  # what a progress bar wrote and then overwrote
 
@@ -106,13 +112,13 @@ class Document:
 
 
 def clean(text: str) -> str:
-    """Text without what no page can show: control characters, lone surrogates, non-characters.
+    """Text without what no page can show: control characters, lone surrogates, non-characters, byte order marks.
 
     >>> clean("a\\x00b\\ud800")
     'ab\\ufffd'
     """
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]", "", text.replace("\r\n", "\n"))
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufeff\ufffe\uffff]", "", text.replace("\r\n", "\n"))
 
 
 def terminal(text: str) -> str:
@@ -135,8 +141,8 @@ def _maths(md):
         r"[ \t]*(?:\n|$)"
     )
     inline = (
-        r"\$\$(?P<long_tex>(?:[^$\\]|\\[\s\S])+?)\$\$"
-        r"|\$(?![\s$])(?P<short_tex>(?:[^$\\]|\\[\s\S])+?)(?<!\s)\$(?!\d)"
+        r"\$\$(?P<long_tex>(?:[^$\\`]|\\[\s\S])+?)\$\$"
+        r"|\$(?![\s$])(?P<short_tex>(?:[^$\\`]|\\[\s\S])+?)(?<!\s)\$(?!\d)"
     )
 
     def parse_block(parser, match, state):
@@ -202,16 +208,21 @@ class _Markdown:
         if kind in ("emphasis", "strong", "strikethrough"):
             return make(kind, children=inside())
         if kind in ("codespan", "linebreak"):
-            return make(kind, html.unescape(raw) if kind == "codespan" else "")
+            return make(kind, raw)
         if kind in ("inline_math", "block_math"):
             return make(kind.removeprefix("inline_"), raw.strip()) if raw.strip() else make("text", " ")
         if kind == "link":
-            return make("link", children=inside(), url=attrs["url"])
+            link = make("link", children=inside(), url=attrs["url"])
+            notes = _flatten(link)
+            if not plain(link.children).strip() and not attrs["url"].startswith("#"):  # `#…` gets word and number
+                link.children.append(make("text", attrs["url"]))
+            return make("span", children=[link, *notes]) if notes else link
         if kind == "image":
             return self.images(attrs["url"], plain(inside()), self.cell)
         if kind == "footnote_ref":
-            body = self.notes.get(raw)
-            return make("footnote", children=body, key=raw) if body else make("text", f"[^{raw}]")
+            if not (body := self.notes.get(raw)):
+                fail(self.cell, f"the footnote [^{raw}] is mentioned inside another footnote")
+            return make("footnote", children=body, key=raw)
         if kind in ("paragraph", "block_text"):
             return make("paragraph", children=inside())
         if kind == "heading" and top:
@@ -240,6 +251,21 @@ class _Markdown:
             ]
             return table(grid[:1], grid[1:], self.cell, aligns)
         raise ExportError(f"cell {self.cell}: no rule for Markdown of kind {kind!r}")
+
+
+def _flatten(link: Node) -> list[Node]:
+    """Make links inside a link text and take its footnotes out, to stand after it: links do not nest."""
+    notes, kept = [], []
+    for child in link.children:
+        if child.kind == "link":
+            child.kind = "span"
+        if child.kind == "footnote":
+            notes.append(child)
+        else:
+            notes += _flatten(child)
+            kept.append(child)
+    link.children = kept
+    return notes
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -272,6 +298,8 @@ def _tile(rows: list[list[Node]], width: int = 0) -> int:
         for cell in row:
             while (x, y) in taken:
                 x += 1
+            if x >= MOST_COLUMNS:
+                fail(cell.cell, f"a table has more than {MOST_COLUMNS} columns")
             colspan, rowspan = cell["colspan"] or 1, min(cell["rowspan"] or 1, len(rows) - y)
             colspan = next((n for n in range(1, colspan) if (x + n, y) in taken), colspan)
             taken |= {(x + i, y + j) for i in range(colspan) for j in range(rowspan)}
@@ -286,7 +314,10 @@ def _tile(rows: list[list[Node]], width: int = 0) -> int:
 
 def html_table(source: str, cell: int) -> list[Node]:
     """Tables and paragraphs of a DataFrame's text/html, [] if it holds no table. Markup inside is dropped."""
-    soup = bs4.BeautifulSoup(source, "html.parser")
+    try:
+        soup = bs4.BeautifulSoup(clean(source), "html.parser")
+    except bs4.ParserRejectedMarkup:
+        return []
     for element in soup(["style", "script"]):
         element.decompose()
 
@@ -304,7 +335,7 @@ def html_table(source: str, cell: int) -> list[Node]:
         if element.name == "p" and not element.find_parent("table"):  # pandas: "60 rows × 4 columns"
             blocks.append(Node("paragraph", [Node("text", text=clean(element.get_text(" ", strip=True)))], cell=cell))
         elif element.name == "table" and not element.find_parent("table"):
-            lines = [(tr, row(tr)) for tr in element.find_all("tr")]
+            lines = [(tr, row(tr)) for tr in element.find_all("tr") if tr.find_parent("table") is element]
             lines = [(tr, cells) for tr, cells in lines if cells]
             head = [cells for tr, cells in lines if tr.find_parent("thead")]
             rows = [cells for tr, cells in lines if not tr.find_parent("thead")]
@@ -314,7 +345,7 @@ def html_table(source: str, cell: int) -> list[Node]:
 
 
 def _span(value: str | None) -> int:
-    return min(max(int(value), 1), 1000) if (value or "").isdecimal() else 1
+    return min(max(int(value), 1), 1000) if re.fullmatch("[0-9]{1,9}", value or "") else 1
 
 
 def _one_header(head: list[list[Node]]) -> list[list[Node]]:
@@ -341,7 +372,7 @@ class _Reader:
         self.references = 0
         self.markdown = _Markdown([clean(text) + "\n" for text in _markdown_texts(notebook)])
         info = notebook.metadata.get("language_info", {})
-        self.language = info.get("name", "python")
+        self.language = clean(str(info.get("name", "python")))
 
     def read(self):
         for position, cell in enumerate(self.notebook.cells, 1):
@@ -367,12 +398,20 @@ class _Reader:
                     self.references += 1
                     item.attrs["id"] = f"ref-{self.references}"
                     item.attrs["number"] = self.references
+        if "abstract" in tags:  # its heading is made by the writers; others would stand outside the outline
+            for block in blocks:
+                if block.kind == "heading":
+                    block.kind, block.children = "paragraph", [Node("strong", block.children, cell=cell)]
+            if blocks and plain(blocks[0].children).strip().lower() == "abstract":
+                del blocks[0]
         (self.abstract if "abstract" in tags else self.body).extend(blocks)
 
     def outputs(self, cell, number: int):
         waiting = None  # the labelled figure or table whose caption must come next
         for output in cell.outputs:
             ours = output.get("metadata", {}).get("transformnet", {})
+            if not isinstance(ours, dict) or not isinstance(ours.get("front", {}), dict):
+                fail(number, f"metadata 'transformnet' must be a mapping, got {ours!r:.80}")
             if waiting and ours.get("caption") != waiting["id"]:
                 fail(number, f"{waiting['id']} has no caption after it")
             if "front" in ours:
@@ -395,15 +434,15 @@ class _Reader:
             fail(number, f"{waiting['id']} has no caption after it")
 
     def labelled(self, output, ours: dict, cell: int) -> Node:
-        label = ours["label"]
+        label, alt = str(ours["label"]), clean(str(ours.get("alt") or "")).strip()
         if not re.fullmatch(r"(fig|tab)-[\w-]+", label):
             fail(cell, f"a label is fig-… or tab-… in letters, digits and hyphens, got {label!r}")
         data = output.get("data", {})
         if label.startswith("fig"):
-            node = self.image(output, cell, ours.get("alt"))
+            node = self.image(output, cell, alt)
             if not node:
                 fail(cell, f"{label} holds no image ({', '.join(IMAGES)})")
-            if not (ours.get("alt") or "").strip():
+            if not alt:
                 fail(cell, f"{label} has no alt text")
             node = Node("figure", [node], cell=cell, attrs={"caption": None})
         else:
@@ -427,7 +466,7 @@ class _Reader:
             self.prose(data["text/markdown"], cell, metadata)
         elif tables := html_table(data.get("text/html", ""), cell):
             self.body.extend(tables)
-        elif tex := _display_maths(data.get("text/latex", "")):
+        elif tex := _display_maths(clean(data.get("text/latex", ""))):
             self.body.append(Node("block_math", text=tex, cell=cell))
         elif "text/plain" in data:
             self.monospace(data["text/plain"], cell, "result")
@@ -442,10 +481,10 @@ class _Reader:
         mime = next((m for m in IMAGES if m in data), None)
         if not mime:
             return None
-        raw = data[mime].encode() if mime.startswith("image/svg") else _decode(data[mime], cell)
+        raw = _image_bytes(mime, data[mime], cell)
         hints = metadata.get(mime) if isinstance(metadata.get(mime), dict) else {}
         width = hints.get("width") if isinstance(hints.get("width"), int | float) else None
-        alt = clean(alt or metadata.get("alt") or f"Output of code cell {cell}")
+        alt = clean(str(alt or metadata.get("alt") or "")).strip() or f"Output of code cell {cell}"
         return Node("image", cell=cell, attrs={"mime": mime, "data": raw, "alt": alt, "width": width})
 
     def image_link(self, url: str, alt: str, cell: int) -> Node:
@@ -454,25 +493,49 @@ class _Reader:
         if url.startswith("attachment:"):
             bundle = self.attachments.get(unquote(url.removeprefix("attachment:")), {})
             mime = next((m for m in IMAGES if m in bundle), None)
-            data = _decode(bundle[mime], cell) if mime else None
-        elif match := re.match(r"data:(image/[a-z+]+);base64,(.*)", unquote(url), re.DOTALL):
-            mime, data = match[1], _decode(match[2], cell)
+            data = _image_bytes(mime, bundle[mime], cell) if mime else None
+        elif match := re.match(r"data:(image/(?:png|jpeg));base64,(.*)", unquote(url), re.DOTALL):
+            mime, data = match[1], _image_bytes(match[1], match[2], cell)
         elif self.folder and not re.match(r"[a-z][a-z0-9+.-]*:|/", url, re.IGNORECASE):
-            path = (self.folder / unquote(url)).resolve()
-            mime = mimetypes.guess_type(path.name)[0]
-            if mime in IMAGES and path.is_relative_to(self.folder.resolve()) and path.is_file():
-                data = path.read_bytes()
+            mime, data = self.file(unquote(url), cell)
         if data is None or mime not in IMAGES:
             return Node("link", [Node("text", text=alt or "image", cell=cell)], cell=cell, attrs={"url": url})
-        alt = alt or f"Image in cell {cell}"
+        alt = alt.strip() or f"Image in cell {cell}"
         return Node("image", cell=cell, attrs={"mime": mime, "data": data, "alt": alt, "width": None})
 
+    def file(self, name: str, cell: int) -> tuple[str | None, bytes | None]:
+        """Type and bytes of an image below the notebook's folder; None for what is not there or not an image."""
+        mime = mimetypes.guess_type(name)[0]
+        try:
+            path = (self.folder / name).resolve()
+            if mime in IMAGES and path.is_relative_to(self.folder.resolve()) and path.is_file():
+                return mime, _checked(mime, path.read_bytes(), cell)
+        except (OSError, ValueError):  # too long, a null character, not readable
+            pass
+        return None, None
 
-def _decode(data: str, cell: int) -> bytes:
+
+def _image_bytes(mime: str, data: str, cell: int) -> bytes:
+    """The file's bytes; a notebook holds SVG as text (as an attachment: base64) and other images as base64."""
     try:
-        return base64.b64decode(data)
-    except (binascii.Error, ValueError):
-        fail(cell, "an image is not valid base64")
+        raw = clean(data).encode() if data.lstrip().startswith("<") else base64.b64decode(data)
+    except ValueError:
+        fail(cell, f"an {mime} is not valid base64")
+    return _checked(mime, raw, cell)
+
+
+def _checked(mime: str, data: bytes, cell: int) -> bytes:
+    """`data`, if it is an image: later no message could name the cell."""
+    try:
+        if mime == IMAGES[0]:
+            ElementTree.fromstring(data)
+        else:
+            PIL.Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]).verify()
+    except PIL.UnidentifiedImageError:
+        fail(cell, f"an {mime} cannot be read: it does not begin like one")
+    except Exception as error:  # Pillow also raises SyntaxError, struct.error, DecompressionBombError …
+        fail(cell, f"an {mime} cannot be read: {' '.join(str(error).split())}")
+    return data
 
 
 def _markdown_texts(notebook) -> Iterator[str]:
@@ -496,7 +559,7 @@ def _display_maths(latex: str) -> str | None:
 def _number_headings(headings: list[Node]):
     """Set depth (1…), number ("2.1", "A", or None) and id of each heading; levels that skip are pulled up."""
     shift = 1 if any(h["level"] > 1 for h in headings) and all(h["level"] > 1 for h in headings) else 0
-    depth, counts, seen = 0, [0, 0, 0], set()
+    depth, counts, seen = 0, [0, 0, 0], set(PAGE_IDS)
     letters = 0
     top = None  # number of the section that we are in, None in an unnumbered one
     for heading in headings:
@@ -515,7 +578,8 @@ def _number_headings(headings: list[Node]):
         elif depth <= 3 and top and not heading["unnumbered"]:
             counts[depth - 1] += 1
             counts[depth:] = [0] * (3 - depth)
-            number = ".".join([top, *map(str, counts[1:depth])])
+            if all(counts[1:depth]):  # else it stands below an unnumbered one
+                number = ".".join([top, *map(str, counts[1:depth])])
         slug = re.sub(r"[^\w-]", "", plain(heading.children).lower().replace(" ", "-")) or "section"
         if slug.startswith(("fig-", "tab-", "ref-", "fn")):
             slug = f"sec-{slug}"
@@ -532,11 +596,6 @@ def _letters(index: int) -> str:
 def _targets(document: Document) -> dict[str, tuple[str, str, str | None]]:
     """What a link may point to: key → (id, word, number). Numbers labelled figures and tables on the way."""
     targets, counts = {}, dict.fromkeys(FLOATS.values(), 0)
-    for heading in document.headings:
-        word = "Appendix" if heading["number"] and heading["number"][0].isalpha() else "Section"
-        jupyter = plain(heading.children).lower().replace(" ", "-")
-        for key in (heading["id"], jupyter):
-            targets.setdefault(key, (heading["id"], word, heading["number"] or plain(heading.children)))
     for node in document.walk():
         if node.kind in ("figure", "table") and node["id"]:
             word = FLOATS[node["id"][:3]]
@@ -547,6 +606,11 @@ def _targets(document: Document) -> dict[str, tuple[str, str, str | None]]:
             targets[node["id"]] = (node["id"], word, node["number"])
         elif node.kind == "item" and node["id"]:
             targets[node["id"]] = (node["id"], "Reference", str(node["number"]))
+    for heading in document.headings:
+        word = "Appendix" if heading["number"] and heading["number"][0].isalpha() else "Section"
+        jupyter = plain(heading.children).lower().replace(" ", "-")
+        for key in (heading["id"], jupyter):
+            targets.setdefault(key, (heading["id"], word, heading["number"] or plain(heading.children)))
     return targets
 
 
@@ -600,13 +664,13 @@ def read(notebook, *, name: str = "Notebook", folder: Path | None = None) -> Doc
     elif not front and headings:
         front["title"] = plain(headings[0].children)
         body.remove(headings[0])
-    title = front.get("title") or notebook.metadata.get("title") or name
+    titles = (_line(t) for t in (front.get("title"), notebook.metadata.get("title"), name, "Notebook") if t)
     author = front.get("author") or []
     document = Document(
-        title=_line(title),
-        subtitle=_line(front["subtitle"]) if front.get("subtitle") else None,
-        authors=[_line(a) for a in ([author] if isinstance(author, str) else author)],
-        date=_line(front["date"]) if front.get("date") else None,
+        title=next(filter(None, titles)),
+        subtitle=_line(front.get("subtitle") or "") or None,
+        authors=list(filter(None, map(_line, author if isinstance(author, list) else [author]))),
+        date=_line(front.get("date") or "") or None,
         abstract=reader.abstract,
         body=body,
     )

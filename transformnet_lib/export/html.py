@@ -14,7 +14,7 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 from . import maths
-from .document import Document, Node
+from .document import PROSE_COLUMN, Document, Node, plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -179,7 +179,12 @@ class _Writer:
         caption = element("caption", self.caption(node, "Table")) if node["caption"] is not None else ""
         head = element("thead", self.rows(node["head"], node, head=True)) if node["head"] else ""
         body = element("tbody", self.rows(node["rows"], node))
-        grid = element("table", Markup("{}{}{}").format(caption, head, body))
+        longest = [1] * len(node["align"])  # characters; prose wraps
+        for cell in (c for row in node["head"] + node["rows"] for c in row if c["colspan"] == 1):
+            longest[cell["x"]] = max(longest[cell["x"]], min(len(plain(cell.children)), PROSE_COLUMN))
+        characters = sum(longest) + 2 * len(longest)  # with the space between columns; the print style scales by it
+        style = f"--characters: {characters}"
+        grid = element("table", Markup("{}{}{}").format(caption, head, body), style=style)
         name = f"Table {node['number']}" if node["number"] else f"Table in cell {node.cell}"
         return element("div", grid, class_="scroll table", id=node["id"], tabindex="0", role="region",
                        aria_label=name) + Markup("\n")  # fmt: skip

@@ -59,12 +59,17 @@ def typst_maths(tex: str) -> str:
     tex = tex.replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")
     escaped = "|".join(re.escape(key) for key in ESCAPED)
     tex = re.sub(rf"\\\\|{escaped}", lambda m: park(literal(ESCAPED[m[0]])) if m[0] in ESCAPED else m[0], tex)
-    code = tylax.latex_to_typst(tex, options=OPTIONS).strip()
+    try:
+        code = tylax.latex_to_typst(tex, options=OPTIONS).strip()
+    except BaseException as error:  # a Rust panic is no Exception, and its class has no importable name
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ExportError("the translation to Typst crashed on it") from None
     if match := re.fullmatch(r"\$ (.*) \$", code, re.DOTALL):  # an environment such as align
         code = match[1]
     code = re.sub(r"/\*.*?\*/", " ", code, flags=re.DOTALL)
     code = re.sub(r"cases\((?:[^()]|\([^()]*\))*\)", lambda m: m[0].replace(" & ", " & quad "), code)  # as TeX has it
-    if re.search(r"[#$`\"]|//|/\*", code.replace('""', "")):
+    if re.search(r"[#$`\"]|//|/\*", re.sub(r'"[^"]*"|#none\b', "", code)):  # but for those that tylax itself writes
         raise ExportError("a command in it has no counterpart in Typst")
     return re.sub("[\ue000-\uf8ff]", lambda m: parked[ord(m[0]) - PLACEHOLDER], code)
 
@@ -100,7 +105,13 @@ def mathml(formulas: dict[str, int]) -> tuple[dict[tuple[str, bool], str], str]:
     try:
         page = typst.compile(source, format="html", ignore_system_fonts=True).decode()
     except typst.TypstError as error:
-        raise located(error, formulas) or ExportError(f"cannot set the formulas: {error.message}") from None
+        if found := located(error, formulas):
+            raise found from None
+        if len(formulas) == 1:
+            raise formula_error(*next(iter(formulas.items())), error.message) from None
+        for tex, cell in formulas.items():
+            mathml({tex: cell})  # raises for the one at fault
+        raise ExportError(f"cannot set the formulas: {error.message}") from None
     found = re.findall(r"<math(?: [^>]*)?>(.*?)</math>", page, re.DOTALL)
     if len(found) != len(wanted):
         raise ExportError(f"expected {len(wanted)} formulas as MathML, Typst wrote {len(found)}")

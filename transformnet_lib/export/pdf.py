@@ -12,17 +12,16 @@ import typst
 
 from ..errors import ExportError
 from . import maths
-from .document import Document, Node, plain
+from .document import PROSE_COLUMN, Document, Node, plain
 from .maths import literal
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
 STANDARDS = ["a-2a", "ua-1"]
 NO_DATE = datetime.date(2000, 1, 1)  # of the PDF's metadata where the report has none: the clock would change bytes
 LONG_WORD = 60  # characters; longer words get places to break, or they would run off the page
+LONG_HEADER = 1500  # characters; a header never breaks, so one that could fill a page is set as rows
 SHORT_TABLE = 12  # rows; up to here a table is kept on one page
 SUFFIX = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
-# Columns whose longest cell exceeds this many characters may wrap when the table is too wide.
-PROSE_COLUMN = 24
 
 
 def pdf(document: Document) -> bytes:
@@ -90,11 +89,31 @@ class _Writer:
             text = re.sub(r"\\u\{([0-9a-f]+)\}", lambda m: chr(int(m[1], 16)), glyph[1])
             where = self.cell_with(text)
             return ExportError(f"no font in the PDF has {text!r} (U+{ord(text[0]):04X}), {where}")
+        if private := re.search(r'codepoint `?"\\u\{([0-9a-f]+)\}"', error.message):
+            text = chr(int(private[1], 16))
+            return ExportError(f"a PDF may not hold the character U+{ord(text):04X}, {self.cell_with(text)}")
+        if image := self.bad_image():
+            return image
         line = re.search(r"\.typ:(\d+):", error.diagnostic)
         index = int(line[1]) - len(self.head) - len(self.formulas) - 2 if line else -1
         body = self.document.body
         where = f"cell {body[index].cell}: " if 0 <= index < len(body) else ""
         return ExportError(f"{where}Typst could not set this: {' '.join(error.message.split())[:300]}")
+
+    def bad_image(self) -> ExportError | None:
+        """The first image that Typst cannot read: its own message does not say which."""
+        for node in self.document.walk():
+            if node.kind == "image":
+                form = SUFFIX[node["mime"]]
+                with tempfile.TemporaryDirectory() as folder:
+                    Path(folder, "image").write_bytes(node["data"])
+                    Path(folder, "main.typ").write_text(f'#image("image", format: "{form}")', encoding="utf-8")
+                    try:
+                        typst.compile(str(Path(folder, "main.typ")), root=folder, format="pdf")
+                    except typst.TypstError as error:
+                        why = " ".join(error.message.split())
+                        return ExportError(f"cell {node.cell}: Typst cannot read an {node['mime']}: {why[:200]}")
+        return None
 
     def cell_with(self, text: str) -> str:
         titles = [self.document.title, self.document.subtitle, self.document.date, *self.document.authors]
@@ -227,22 +246,25 @@ class _Writer:
         rows = node["head"] + node["rows"]
         longest = [[1, 1] for _ in node["align"]]  # per column, in characters: cell, word
         for cell in (c for row in rows for c in row if c["colspan"] == 1):
-            text = plain(cell.children)
+            text = _breakable(plain(cell.children))
             words = [len(word) for word in re.split(r"[\s\u200b-]", text)]
             old = longest[cell["x"]]
             longest[cell["x"]] = [max(old[0], len(text)), max(old[1], *words)]
         weights = ", ".join(f"{min(cell, 200)}fr" if cell > PROSE_COLUMN else "auto" for cell, _ in longest)
         needed = sum(max(word, 12) if cell > PROSE_COLUMN else cell for cell, word in longest)
         least = (needed + len(longest)) / (sum(cell for cell, _ in longest) + len(longest))
+        head, body = node["head"], node["rows"]
+        if sum(len(plain(c.children)) for row in head for c in row) > LONG_HEADER:
+            head, body = [], rows
         rules = ", ".join(
             f"({y + 1}, {c['x']}, {c['x'] + c['colspan']})"
-            for y, row in enumerate(node["head"][:-1]) for c in row if c["colspan"] > 1
+            for y, row in enumerate(head[:-1]) for c in row if c["colspan"] > 1
         )  # fmt: skip
         short = len(rows) <= SHORT_TABLE and sum(len(plain(c.children)) for row in rows for c in row) < 2000
         align = ", ".join(node["align"])
         table = (
-            f"fitted-table(({align},), ({weights},), {least:.4f}, ({self.cells(node['head'], node)}), "
-            f"({rules + ',' if rules else ''}), ({self.cells(node['rows'], node)}))"
+            f"fitted-table(({align},), ({weights},), {least:.4f}, ({self.cells(head, node)}), "
+            f"({rules + ',' if rules else ''}), ({self.cells(body, node)}))"
         )
         caption, breakable = self.caption(node, "Table"), str(not short).lower()
         return self.labelled(node, f"shown-table({table}, caption: {caption}, breakable: {breakable})")

@@ -1,0 +1,41 @@
+"""Shared fixtures: a small real run, made once a session, and closed figures."""
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+
+from transformnet_lib import CustomDataset, Run, TrainConfig, train
+from transformnet_lib.comparison import compare_run
+from transformnet_lib.timing import benchmark_run
+
+torch.set_num_threads(1)  # two threads that wait for a busy core are ten times slower than one
+
+
+@pytest.fixture(scope="session")
+def train_set() -> CustomDataset:
+    return CustomDataset(data="photos", train=True, limit=600)
+
+
+@pytest.fixture(scope="session")
+def test_set() -> CustomDataset:
+    return CustomDataset(data="photos", train=False, limit=600)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, train_set, test_set) -> Run:
+    """A run with the preset `precise` and all stages; tests only read it."""
+    run = Run(tmp_path_factory.mktemp("runs") / "small")
+    train(train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32), run=run)
+    compare_run(run, test_set)
+    benchmark_run(run, test_set, devices=["cpu", "cuda"], batch_sizes=[16, 64], num_workers=[0, 1], repeats=2)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")

@@ -1,0 +1,78 @@
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+
+from transformnet_lib import cli
+from transformnet_lib.report import NOTEBOOKS
+
+COMMAND = Path(sys.executable).parent / "transformnet"
+
+
+def call(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (cli.train, {}),
+        (cli.compare, {"index": "indices"}),
+        (cli.benchmark, {"device": "devices", "batch_size": "batch_sizes"}),
+    ],
+)
+def test_each_command_has_its_notebooks_parameters_as_options(command, names):
+    options = {names.get(name, name) for name in inspect.signature(command).parameters}
+    parameters = set(papermill.inspect_notebook(NOTEBOOKS / f"{command.__name__}.ipynb"))
+    assert options == parameters - {"num_workers"}  # its sweep is the notebook's to choose
+
+
+def test_every_notebook_parameter_is_typed_and_explained():
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        for parameter in papermill.inspect_notebook(path).values():
+            assert parameter["inferred_type_name"] not in ("", "None"), (path.name, parameter)
+            assert len(parameter["help"]) > 10, (path.name, parameter)
+
+
+def test_help_does_not_load_torch():
+    code = "import sys, transformnet_lib.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert "report" in call("--help").stdout
+
+
+def test_importing_the_library_does_not_load_torch_but_names_all():
+    code = "import sys, transformnet_lib as t; assert 'torch' not in sys.modules; print(*t.__all__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"TransformNet", "CustomDataset", "EarlyStopping", "TrainConfig", "train", "benchmark", "Run", "Pipeline",
+            "test_inference_time"} <= set(done.stdout.split())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--run-dir", "r", "--device", "tpu"], "device: expected cpu, cuda, cuda:N, mps or auto, got 'tpu'"),
+        (["train", "--run-dir", "r", "--data", "folder:nowhere"], "nowhere is not a folder"),
+        (["compare", "--run-dir", "r"], "stage train: the folder holds no run"),
+        (["report", "--run", "r"], "stage train: the folder holds no run"),
+        (["report", "--run", "r", "--limit", "5"], "--limit: only for making runs"),
+        (["report", "--device", "cpu", "--device", "tpu"], "device: expected cpu"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status_other_than_0(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = call(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    last = done.stderr.replace("\r", "\n").strip().splitlines()[-1].strip()
+    assert last.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r" / "run.json").exists()
+
+
+def test_unknown_options_are_refused():
+    done = call("train", "--run-dir", "r", "--colour", "red")
+    assert done.returncode == 2
+    assert "--colour" in done.stderr

@@ -1,0 +1,68 @@
+"""The project's own files agree with each other."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from transformnet_lib.runs import reference_run
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAME = re.compile(r"[\w.-]+")
+
+
+def test_environment_yml_installs_what_pyproject_says():
+    wanted = {NAME.match(line)[0]: line for line in PROJECT["dependencies"]}
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert environment["channels"] == ["conda-forge"]
+    assert pip == {"pip": ["-e .[test]"]}
+    assert conda == [
+        f"python{PROJECT['requires-python']}",
+        "pip",
+        wanted["torch"].replace("torch", "pytorch"),
+        wanted["torchvision"],
+    ]
+
+
+def test_constraints_pin_every_dependency_and_this_torch():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+        assert NAME.match(line)[0] in pinned
+    assert (pinned["torch"], pinned["torchvision"]) == ("2.14.1", "0.29.1")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebooks_are_executed_without_errors_progress_bars_or_paths(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"display_data", "execute_result"}
+    for output in outputs:
+        assert not re.search(r"(/home|/root|/Users|/tmp|\b[A-Z]:\\)", output.data.get("text/plain", ""))
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
+
+
+def test_the_reference_run_is_complete_and_small():
+    run = reference_run()
+    run.require("train", "compare", "benchmark")
+    assert run.stage_info("train")["images"]["count"] == 2000
+    assert sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) < 500_000
+
+
+def test_readme_names_only_files_and_commands_that_exist():
+    text = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z]+)", text)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link

@@ -1,0 +1,795 @@
+"""The run directory: what `runs.py` promises of writing, stages, locks and of files that are not ours."""
+
+import csv
+import gc
+import io
+import json
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from transformnet_lib import runs
+from transformnet_lib.errors import RunError
+from transformnet_lib.pipeline import Pipeline
+from transformnet_lib.runs import HISTORY_COLUMNS, Run, describe_images, open_run, open_runs, write_atomic
+
+CPU = torch.device("cpu")
+PARAMETERS = {"lr": 0.002, "seed": 0, "pipeline": Pipeline().to_dict()}
+# Floats that few digits would not bring back: no finite binary fraction, the smallest there is, all 17 digits
+HARD_FLOATS = [0.1 + 0.2, 5e-324, 2 / 3 * 1e-5, 1.7976931348623157e308]
+
+
+def images(split: str = "train", count: int = 20, fingerprint: str = "ab" * 32) -> dict:
+    request = {"data": "photos", "data_path": "data", "limit": count, "fit": "none", "image_size": None}
+    known = {"source": "photos", "split": split, "count": count, "size": [32, 32], "fingerprint": fingerprint}
+    return known | {"request": request}
+
+
+def do(
+    run: Run, name: str, parameters: dict | None = None, *, files: dict | None = None, force=False, **others
+) -> bool:
+    """Do one stage that writes `files` (name → bytes); whether there was something to do."""
+    known = others.pop("images", images("train" if name == "train" else "test"))
+    asked = PARAMETERS if name == "train" else {"indices": [0, 1]}
+    with run.stage(name, parameters or asked, images=known, device=CPU, force=force) as results:
+        if results is None:
+            return False
+        for file, content in (files or {}).items():
+            run.write(file, content)
+        results["answer"] = 42
+    return True
+
+
+def weights_file(**state) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state or {"mix.weight": torch.tensor([0.3, 0.6, 0.1]).reshape(1, 3, 1, 1)}, buffer)
+    return buffer.getvalue()
+
+
+def arrays_file(**changed) -> bytes:
+    """An examples.npz of two images, with some of its arrays changed or, where None, left out."""
+    arrays = {
+        "indices": np.array([4, 7]),
+        "inputs": np.arange(2 * 3 * 32 * 32, dtype=np.uint32).astype(np.uint8).reshape(2, 3, 32, 32),
+        "targets": np.full((2, 1, 28, 28), 0.25, np.float32),
+        "outputs": np.full((2, 1, 28, 28), 0.75, np.float32),
+    } | changed
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    return buffer.getvalue()
+
+
+HISTORY = b"epoch,train_mse,val_mse,epoch_seconds\n1,0.5,0.4,1.5\n2,0.25,0.2,1.25\n"
+
+
+def make(path: Path, *, parameters: dict | None = None, test_images: dict | None = None) -> Run:
+    """A run with the stages train and compare, its files written by hand."""
+    run = Run(path)
+    do(run, "train", parameters, files={"history.csv": HISTORY, "weights.pt": weights_file()})
+    do(run, "compare", files={"examples.npz": arrays_file()}, images=test_images or images("test"))
+    return run
+
+
+@pytest.fixture
+def made(tmp_path) -> Run:
+    return make(tmp_path / "made")
+
+
+def record(run: Run, stage: str = "train") -> dict:
+    """A stage's record, read without the library."""
+    return json.loads((run.path / "run.json").read_text("utf-8"))["stages"][stage]
+
+
+def refusal(call) -> str:
+    """The message of the RunError with which `call` is refused: one line, not endless."""
+    with pytest.raises(RunError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 2000
+    return message
+
+
+def listing(folder: Path) -> dict:
+    """All below a folder, with content and time of the last change."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+# write_atomic
+
+
+@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "os.chmod"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch, broken, error):
+    write_atomic(tmp_path / "file", b"old")
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(broken, fail)
+    with pytest.raises(type(error)):
+        write_atomic(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def noted(*arguments, name=name, real=real):
+            calls.append(name)
+            real(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+    write_atomic(tmp_path / "file", b"new")
+    assert calls == ["fsync", "replace"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    write_atomic(tmp_path / "file", b"x")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_is_a_run_error_and_keeps_the_old_file(made, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refusal(lambda: made.write("history.csv", b"new"))
+    assert str(made.path / "history.csv") in message and "No space left" in message
+    assert (made.path / "history.csv").read_bytes() == HISTORY
+
+
+# Stages
+
+
+def test_a_complete_stage_says_what_was_done_with_what_and_where(tmp_path):
+    before = datetime.now().astimezone()
+    run = Run(tmp_path / "new" / "run")
+    assert do(run, "train")
+    known = record(run)
+    assert known["status"] == "complete" and known["results"] == {"answer": 42}
+    assert known["parameters"] == PARAMETERS and known["images"] == images()
+    assert known["environment"]["device"] == "cpu" and known["environment"]["torch"] == torch.__version__
+    started, finished = (datetime.fromisoformat(known[key]) for key in ("started", "finished"))
+    assert (started - before).total_seconds() > -1 and 0 <= (finished - started).total_seconds() < 60
+    assert 0 <= known["seconds"] < 60
+    assert run.has("train") and not run.has("compare")
+    assert run.label == "run" and run.pipeline == Pipeline()
+    assert run.stage_info("train") == known
+
+
+def test_a_complete_stage_is_not_done_again(made):
+    before = listing(made.path)
+    assert not do(made, "train") and not do(made, "compare")
+    assert listing(made.path) == before
+
+
+def test_tuples_and_lists_are_the_same_parameter(tmp_path):
+    run = make(tmp_path / "run")
+    assert not do(run, "compare", {"indices": (0, 1)})
+
+
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_other_parameters_are_refused_and_named(made, name):
+    asked = (PARAMETERS | {"lr": 0.1, "new": "x"}) if name == "train" else {"indices": [3]}
+    before = listing(made.path)
+    message = refusal(lambda: do(made, name, asked))
+    assert str(made.path) in message and f"stage {name}" in message and "--force" in message
+    assert ("lr: 0.002 → 0.1" in message and "new: None → 'x'" in message) == (name == "train")
+    assert ("indices: [0, 1] → [3]" in message) == (name == "compare")
+    assert "seed" not in message  # only what differs
+    assert listing(made.path) == before
+
+
+@pytest.mark.parametrize("change", [{"count": 21}, {"fingerprint": "cd" * 32}, {"source": "folder:x"}])
+def test_other_images_are_refused_and_named(made, change):
+    message = refusal(lambda: do(made, "train", images=images() | change))
+    assert "images: '20 of photos, abababab' → " in message
+    assert refusal(lambda: do(made, "compare", images=images("test") | change))
+
+
+def test_the_same_images_from_another_place_are_the_same(made):
+    moved = images() | {"request": images()["request"] | {"data_path": "elsewhere"}}
+    assert not do(made, "train", images=moved)
+
+
+def test_force_makes_a_stage_anew_and_keeps_the_others(made):
+    old = record(made, "compare")
+    history = (made.path / "history.csv").read_bytes()
+    assert do(made, "compare", {"indices": [3]}, force=True)
+    assert record(made, "compare")["parameters"] == {"indices": [3]} != old["parameters"]
+    assert not (made.path / "examples.npz").exists()  # made by the old one only
+    assert made.has("train") and (made.path / "history.csv").read_bytes() == history
+
+
+def test_force_on_train_drops_all_that_builds_on_it(made):
+    do(made, "benchmark", {"sizes": [1]}, files={"benchmark.csv": b"x"})
+    made.write("checkpoint.pt", b"x")
+    (made.path / "tensorboard").mkdir()
+    (made.path / "tensorboard" / "events").write_text("x")
+    (made.path / "train.ipynb").write_text("{}")
+    assert do(made, "train", PARAMETERS | {"seed": 1}, force=True)
+    assert set(made.info["stages"]) == {"train"}
+    assert {path.name for path in made.path.iterdir()} - {".lock"} == {"run.json", "train.ipynb"}
+    assert record(made)["parameters"]["seed"] == 1
+
+
+def test_force_where_nothing_was_done_yet_just_does_it(tmp_path):
+    assert do(Run(tmp_path / "run"), "train", force=True)
+
+
+def fail_with(run: Run, error: BaseException) -> None:
+    with pytest.raises(type(error)), run.stage("train", PARAMETERS, images=images(), device=CPU) as results:
+        results["half"] = 1
+        run.write("history.csv", b"partial")
+        run.write("checkpoint.pt", b"partial")
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(ValueError("the loss is nan"), "the loss is nan"), (KeyboardInterrupt(), "KeyboardInterrupt")],
+)
+def test_a_failure_is_recorded_with_its_reason_and_the_same_call_goes_on(tmp_path, error, why):
+    run = Run(tmp_path / "run")
+    fail_with(run, error)
+    known = record(run)
+    assert (known["status"], known["why"]) == ("failed", why) and "results" not in known
+    assert not run.has("train")
+    message = refusal(run.history)
+    assert "stage train is not complete" in message and why in message and "transformnet train --run-dir" in message
+    with run.stage("train", PARAMETERS, images=images(), device=CPU) as results:
+        assert results == {}
+        assert (run.path / "checkpoint.pt").read_bytes() == b"partial"  # to go on from
+    assert record(run)["status"] == "complete" and "why" not in record(run)
+    assert record(run)["seconds"] >= known["seconds"]
+
+
+def test_a_failed_stage_with_other_parameters_is_refused(tmp_path):
+    run = Run(tmp_path / "run")
+    fail_with(run, ValueError("no"))
+    assert "seed: 0 → 1" in refusal(lambda: do(run, "train", PARAMETERS | {"seed": 1}))
+
+
+def test_a_reason_of_many_lines_is_told_in_one(tmp_path):
+    run = Run(tmp_path / "run")
+    fail_with(run, ValueError("Traceback:\n  here\n" + "and there\n" * 10_000))
+    assert "Traceback: here and there" in refusal(run.history)
+
+
+def test_seconds_add_up_over_attempts(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    clock = iter([10.0, 15.0, 100.0, 102.0])
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    fail_with(run, ValueError("no"))
+    assert record(run)["seconds"] == 5
+    with run.stage("train", PARAMETERS, images=images(), device=CPU):
+        assert record(run)["seconds"] == 5  # what a killed process leaves
+    assert record(run)["seconds"] == 7
+
+
+@pytest.mark.parametrize("name", ["compare", "benchmark"])
+@pytest.mark.parametrize("force", [True, False])
+def test_a_later_stage_needs_a_trained_run(tmp_path, name, force):
+    run = Run(tmp_path / "run")
+    assert "stage train: the folder holds no run" in refusal(lambda: do(run, name, force=force))
+    fail_with(run, ValueError("the loss is nan"))
+    assert "stage train is not complete (the loss is nan)" in refusal(lambda: do(run, name, force=force))
+
+
+@pytest.mark.parametrize("read", [Run.history, Run.weights, Run.examples, lambda run: run.pipeline])
+def test_reading_what_was_not_made_says_what_makes_it(tmp_path, read):
+    message = refusal(lambda: read(Run(tmp_path / "none")))
+    assert "the folder holds no run; `transformnet " in message and f"--run-dir {tmp_path / 'none'}`" in message
+    assert not (tmp_path / "none").exists()
+
+
+def test_require_names_the_stage_that_lacks(made):
+    made.require("train", "compare")
+    message = refusal(lambda: made.require("train", "benchmark"))
+    assert "stage benchmark: not run yet; `transformnet benchmark --run-dir" in message
+
+
+def test_a_training_without_a_record_is_not_continued(tmp_path):
+    run = Run(tmp_path / "run")
+    fail_with(run, ValueError("no"))
+    (run.path / "run.json").unlink()  # whose checkpoint this is, nobody knows
+    message = refusal(lambda: do(run, "train"))
+    assert "holds history.csv, checkpoint.pt, but no record" in message and "--force" in message
+    assert (run.path / "checkpoint.pt").read_bytes() == b"partial"
+    assert do(run, "train", force=True)
+    assert not (run.path / "checkpoint.pt").exists()
+
+
+# Two at once, and one that was killed
+
+HOLDER = """
+import sys, time, torch
+from transformnet_lib.runs import Run
+import json
+parameters, images = json.loads(sys.argv[2])
+with Run(sys.argv[1]).stage("train", parameters, images=images, device=torch.device("cpu")):
+    print("started", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process in the middle of the stage train of tmp_path/held."""
+    arguments = [str(tmp_path / "held"), json.dumps([PARAMETERS, images()])]
+    root = str(Path(runs.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert process.stdout.readline() == "started\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_run_is_written_by_one_process_and_a_killed_stage_can_be_made(tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.2)
+    run = Run(tmp_path / "held")
+    before = (run.path / "run.json").read_bytes()
+    for force in (False, True):
+        message = refusal(lambda force=force: do(run, "train", force=force))
+        assert f"{run.path}: in use by another command" in message
+    assert (run.path / "run.json").read_bytes() == before
+    assert do(Run(tmp_path / "other"), "train")  # another run is free
+
+    holder.kill()
+    holder.wait()
+    assert record(run)["status"] == "started"
+    assert not run.has("train")
+    assert "stage train is not complete (it was interrupted)" in refusal(run.history)
+    assert "stage train is not complete" in refusal(lambda: do(run, "compare"))
+    assert do(run, "train") and run.has("train")
+
+
+def test_a_run_can_be_read_while_it_is_written(made):
+    with made.stage("benchmark", {}, images=images("test"), device=CPU):
+        assert len(Run(made.path).history()) == 2
+
+
+# run.json
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"\0" * 100, b"[]", b"null", b"3", b"{}", b"[" * 100_000, b'{"format": 1}'],
+)
+def test_a_damaged_record_is_refused(made, content):
+    (made.path / "run.json").write_bytes(content)
+    assert str(made.path / "run.json") in refusal(lambda: made.info)
+    refusal(made.history)
+    refusal(lambda: do(made, "train"))
+    assert (made.path / "run.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_is_named(made, version):
+    info = json.loads((made.path / "run.json").read_text())
+    (made.path / "run.json").write_text(json.dumps(info | {"format": version}))
+    message = refusal(lambda: made.info)
+    assert f"format {version!r}; this version reads format 1" in message and "make the run again" in message
+
+
+def changed(info: dict, path: str, value: object) -> dict:
+    """`info` with the entry at a path like "stages.train.status" set, or dropped where value is `changed`."""
+    info = json.loads(json.dumps(info))
+    *parents, last = path.split(".")
+    inner = info
+    for key in parents:
+        inner = inner[key]
+    if value is changed:
+        del inner[last]
+    else:
+        inner[last] = value
+    return info
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("unknown", 1),
+        ("stages", []),
+        ("stages.unknown", {}),
+        ("stages.train", None),
+        ("stages.train.unknown", 1),
+        ("stages.train.status", "done"),
+        ("stages.train.status", ["complete"]),
+        ("stages.train.status", changed),
+        ("stages.train.parameters", []),
+        ("stages.train.parameters", changed),
+        ("stages.train.seconds", -1),
+        ("stages.train.seconds", "1"),
+        ("stages.train.commit", "x" * 100_000),
+        ("stages.train.results", [1]),
+        ("stages.train.environment.cpu", changed),
+        ("stages.train.environment.threads", "2"),
+        ("stages.train.images.unknown", 1),
+        ("stages.train.images.count", 0),
+        ("stages.train.images.count", 2.5),
+        ("stages.train.images.split", "val"),
+        ("stages.train.images.size", [32]),
+        ("stages.train.images.fingerprint", "../../etc"),
+        ("stages.train.images.request.unknown", 1),
+        ("stages.train.images.request.limit", "all"),
+        ("stages.train.images.request.data", changed),
+    ],
+)
+def test_unknown_keys_and_wrong_types_in_the_record_are_refused(made, path, value):
+    info = json.loads((made.path / "run.json").read_text())
+    (made.path / "run.json").write_text(json.dumps(changed(info, path, value)))
+    assert f"{made.path}/run.json: damaged or not ours: " in refusal(made.history)
+
+
+@pytest.mark.parametrize("value", [changed, None, [], {}, {"size": 2.5}, {"size": [0, 1]}, {"colour": True}])
+def test_a_record_without_a_usable_pipeline_is_refused(made, value):
+    info = changed(json.loads((made.path / "run.json").read_text()), "stages.train.parameters.pipeline", value)
+    (made.path / "run.json").write_text(json.dumps(info))
+    if value == {}:  # every field has a default
+        assert made.pipeline == Pipeline()
+    else:
+        assert "no usable pipeline" in refusal(lambda: made.pipeline)
+
+
+# Tables
+
+
+def test_tables_keep_every_digit(made):
+    history = pd.DataFrame({"epoch": range(1, 5), **dict.fromkeys(list(HISTORY_COLUMNS)[1:], HARD_FLOATS)})
+    made.write_table("history.csv", history)
+    assert made.history()["val_mse"].tolist() == HARD_FLOATS
+    assert made.history()["epoch"].tolist() == [1, 2, 3, 4]
+    with open(made.path / "history.csv", newline="") as file:  # so do other readers
+        assert [float(row["train_mse"]) for row in csv.DictReader(file)] == HARD_FLOATS
+
+
+def test_tables_keep_texts_truths_and_what_is_missing(made):
+    columns = {"path": "str", "shuffle": "bool", "batch_size": "int", "seconds": "float"}
+    table = pd.DataFrame(
+        {
+            "path": ["fast", 'says "no", and\nends'],
+            "shuffle": pd.array([True, None], "boolean"),
+            "batch_size": pd.array([16, None], "Int64"),
+            "seconds": [1.5, math.nan],
+        }
+    )
+    made.write_table("benchmark.csv", table)
+    pd.testing.assert_frame_equal(made.read_table("benchmark.csv", columns), table, check_dtype=False)
+
+
+HEADER = b"epoch,train_mse,val_mse,epoch_seconds\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epoch,train_mse,val_mse\n1,2,3\n", "expected columns epoch, train_mse, val_mse, epoch_seconds; got epoch"),
+        (b"train_mse,epoch,val_mse,epoch_seconds\n1,2,3,4\n", "expected columns"),
+        (HEADER.replace(b"\n", b",more\n") + b"1,2,3,4,5\n", "expected columns"),
+        (HEADER + b"1,2,3,4,5\n", "more fields than columns"),
+        (HEADER + b"1,2,3,4\n1,2,3,4,5\n", "damaged or not ours"),
+        (HEADER + b"one,2,3,4\n", "damaged or not ours"),
+        (HEADER + b"1.5,2,3,4\n", "damaged or not ours"),
+        (HEADER + b"99999999999999999999999,2,3,4\n", "damaged or not ours"),
+        (HEADER + b"1,low,3,4\n", "damaged or not ours"),
+        (HEADER + b'1,"2,3,4\n', "damaged or not ours"),
+        (b"", "damaged or not ours"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "damaged or not ours"),
+        (b"\0" * 100_000, "history.csv"),
+    ],
+)
+def test_a_history_that_is_not_ours_is_refused(made, content, message):
+    (made.path / "history.csv").write_bytes(content)
+    told = refusal(made.history)
+    assert f"{made.path}/history.csv: " in told and message in told
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")  # pandas, of 1e99 as an epoch
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(b"")
+@given(st.binary(max_size=40) | st.text("0129.,-\"'ex\n\0", max_size=40).map(lambda text: HEADER + text.encode()))
+def test_no_bytes_of_a_history_raise_anything_else(made, content):
+    (made.path / "history.csv").write_bytes(content)
+    try:
+        table = made.history()
+    except RunError as error:
+        assert "\n" not in str(error)
+    else:
+        assert list(table.columns) == list(HISTORY_COLUMNS)
+
+
+# Weights and arrays
+
+
+def test_weights_come_back_as_they_were(made):
+    weight = torch.tensor(HARD_FLOATS[:3], dtype=torch.float64).reshape(1, 3, 1, 1)
+    made.write_torch("weights.pt", {"mix.weight": weight})
+    assert list(made.weights()) == ["mix.weight"]
+    assert torch.equal(made.weights()["mix.weight"], weight)
+
+
+class Payload:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "torch, old format"])
+def test_weights_that_bring_code_are_refused_and_the_code_does_not_run(made, tmp_path, kind):
+    payload = {"mix.weight": Payload(tmp_path / "executed")}
+    if kind == "pickle":
+        (made.path / "weights.pt").write_bytes(pickle.dumps(payload, protocol=2))
+    else:
+        torch.save(payload, made.path / "weights.pt", _use_new_zipfile_serialization=kind == "torch")
+    if kind != "pickle":  # it would work
+        torch.load(made.path / "weights.pt", weights_only=False)
+        (tmp_path / "executed").rmdir()
+    message = refusal(made.weights)
+    assert f"{made.path}/weights.pt: not a file of ours" in message
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"mix.weight": torch.zeros(1, 3)},
+        {"mix.weight": torch.zeros(3, 1, 1, 1)},
+        {"mix.weight": torch.zeros(1, 3, 1, 1, dtype=torch.int64)},
+        {"mix.weight": torch.zeros(1, 3, 1, 1, dtype=torch.complex64)},
+        {"mix.weight": [0.3, 0.6, 0.1]},
+        {"mix.weight": torch.zeros(1, 3, 1, 1), "mix.bias": torch.zeros(1)},
+        {"another\nname": torch.zeros(1)},
+        {f"layer{i}": torch.zeros(1) for i in range(1000)},
+    ],
+)
+def test_weights_of_another_model_are_refused(made, state):
+    (made.path / "weights.pt").write_bytes(weights_file(**state))
+    assert f"{made.path}/weights.pt: expected only mix.weight (1, 3, 1, 1)" in refusal(made.weights)
+
+
+def test_a_file_without_names_is_not_ours(made):
+    torch.save(torch.zeros(1, 3, 1, 1), made.path / "weights.pt")
+    assert "expected named tensors, got Tensor" in refusal(made.weights)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04garbage", weights_file()[:-100], arrays_file()])
+def test_a_file_that_is_none_of_torchs_is_refused(made, content):
+    (made.path / "weights.pt").write_bytes(content)
+    assert f"{made.path}/weights.pt: " in refusal(made.weights)
+
+
+def test_examples_come_back_as_they_were(made):
+    arrays = made.examples()
+    assert arrays["indices"].tolist() == [4, 7]
+    assert np.array_equal(arrays["inputs"].ravel(), np.arange(2 * 3 * 32 * 32) % 256)
+    assert (arrays["targets"] == 0.25).all() and (arrays["outputs"] == 0.75).all()
+    made.write_arrays("examples.npz", **arrays)
+    assert all(np.array_equal(arrays[name], again) for name, again in made.examples().items())
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def zipped(content: bytes) -> bytes:
+    """A zip archive with `content` under the name of each array."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("indices", "inputs", "targets", "outputs"):
+            archive.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        arrays_file(targets=None),
+        arrays_file(indices=np.array(3)),
+        arrays_file(indices=np.array([4.0, 7.0])),
+        arrays_file(indices=np.array([4, 7, 9])),
+        arrays_file(inputs=np.zeros((2, 3, 32), np.uint8)),
+        arrays_file(inputs=np.zeros((2, 3, 32, 32), np.float32)),
+        arrays_file(targets=np.zeros((1, 1, 28, 28), np.float32)),
+        arrays_file(outputs=np.full((2, 1, 28, 28), "x")),
+        arrays_file()[:-30],
+        zipped(b"garbage"),
+        zipped(npy(np.zeros(1000))[:-10]),
+        npy(np.zeros(3)),
+        b"PK\x03\x04garbage",
+        b"garbage",
+        b"",
+    ],
+)
+def test_examples_that_are_not_ours_are_refused(made, content):
+    (made.path / "examples.npz").write_bytes(content)
+    assert f"{made.path}/examples.npz: " in refusal(made.examples)
+
+
+def test_examples_that_bring_code_are_refused_and_the_code_does_not_run(made, tmp_path):
+    objects = np.empty((2, 1, 1, 1), object)
+    objects[:] = Payload(tmp_path / "executed")
+    for content in (arrays_file(targets=objects), pickle.dumps(Payload(tmp_path / "executed"))):
+        (made.path / "examples.npz").write_bytes(content)
+        refusal(made.examples)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("run.json", lambda run: run.info),
+        ("history.csv", Run.history),
+        ("weights.pt", Run.weights),
+        ("examples.npz", Run.examples),
+    ],
+)
+def test_a_file_too_large_to_be_ours_is_refused_unread(made, monkeypatch, name, read):
+    path = made.path / name
+    kept = path.read_bytes()
+    with open(path, "r+b") as file:
+        file.truncate(2**26 + 1)  # a hole, which takes no room
+    reads, real = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (reads.append(self.name), real(self))[1])
+    assert f"{path}: larger than 67,108,864 bytes" in refusal(lambda: read(made))
+    assert name not in reads
+    path.write_bytes(kept)
+    read(made)
+
+
+@pytest.mark.parametrize(("name", "read"), [("history.csv", Run.history), ("weights.pt", Run.weights)])
+def test_a_file_that_is_gone_is_named(made, name, read):
+    (made.path / name).unlink()
+    assert f"{made.path / name}: cannot be read (No such file" in refusal(lambda: read(made))
+    (made.path / name).mkdir()
+    assert f"{made.path / name}: cannot be read" in refusal(lambda: read(made))
+
+
+# Folders
+
+
+def test_reading_writes_nothing(made):
+    before = listing(made.path)
+    made.path.chmod(0o555)
+    try:
+        run = Run(made.path)
+        run.require("train", "compare")
+        assert (len(run.history()), len(run.weights()), len(run.examples())) == (2, 1, 4)
+        assert run.info["format"] == 1 and run.pipeline == Pipeline()
+        assert open_runs([run.path])[0].label == "made"
+        refusal(lambda: run.require("benchmark"))
+        assert listing(made.path) == before
+    finally:
+        made.path.chmod(0o755)
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert f"{path}: cannot be written" in refusal(lambda path=path: do(Run(path), "train"))
+        assert "the folder holds no run" in refusal(Run(path).history)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_copied_run_is_the_same_run(made, tmp_path):
+    shutil.copytree(made.path, tmp_path / "copy")
+    copy = Run(tmp_path / "copy")
+    assert copy.label == "copy" and copy.info == made.info
+    assert not do(copy, "compare")
+
+
+def test_images_are_described_as_the_record_wants_them(tmp_path):
+    from PIL import Image
+
+    from transformnet_lib.data import CustomDataset
+
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (7, 9)).save(tmp_path / "train" / "a.png")
+    dataset = CustomDataset(data=f"folder:{tmp_path}")
+    described = describe_images(dataset)
+    assert described == {
+        "source": f"folder:{tmp_path}",
+        "split": "train",
+        "count": 1,
+        "size": [9, 7],
+        "fingerprint": dataset.fingerprint,
+        "request": dataset.request,
+    }
+    assert do(Run(tmp_path / "run"), "train", images=described)
+
+
+# open_run, open_runs
+
+
+def test_an_open_run_without_a_name_is_a_throw_away_copy_of_the_reference(made, monkeypatch):
+    monkeypatch.setattr(runs, "reference_run", lambda: Run(made.path))
+    before = listing(made.path)
+    run = open_run("")
+    assert run.label == "made" and run.path != made.path
+    assert run.has("train") and not run.has("compare")  # the later stages are there to be tried
+    pd.testing.assert_frame_equal(run.history(), made.history())
+    assert torch.equal(run.weights()["mix.weight"], made.weights()["mix.weight"])
+    assert do(run, "compare", {"indices": [9]}, files={"examples.npz": arrays_file()})
+    assert do(run, "train", PARAMETERS | {"seed": 5}, force=True)
+    assert listing(made.path) == before
+    path = run.path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # TemporaryDirectory would rather be closed by hand
+        del run
+        gc.collect()
+    assert not path.exists()
+
+
+def test_an_open_run_with_a_name_is_that_run(made):
+    assert open_run(str(made.path)).path == made.path
+
+
+def test_open_runs_takes_the_reference_where_none_is_named(made, monkeypatch):
+    monkeypatch.setattr(runs, "reference_run", lambda: Run(made.path))
+    assert [run.path for run in open_runs([])] == [made.path]
+
+
+def test_open_runs_keeps_the_order(tmp_path):
+    paths = [make(tmp_path / name).path for name in ("b", "a", "c")]
+    assert [run.path for run in open_runs(paths)] == paths
+
+
+def test_open_runs_refuses_a_run_that_is_not_trained(made, tmp_path):
+    assert str(tmp_path / "none") in refusal(lambda: open_runs([made.path, tmp_path / "none"]))
+
+
+def test_open_runs_refuses_two_of_one_name(made, tmp_path):
+    other = make(tmp_path / "elsewhere" / "made")
+    message = refusal(lambda: open_runs([made.path, other.path]))
+    assert str(made.path) in message and str(other.path) in message and "two runs named made; rename" in message
+    assert "two runs named made" in refusal(lambda: open_runs([made.path, made.path]))
+
+
+def test_open_runs_refuses_another_pipeline(made, tmp_path):
+    other = make(tmp_path / "other", parameters=PARAMETERS | {"pipeline": Pipeline(14, vflip=False).to_dict()})
+    message = refusal(lambda: open_runs([made.path, other.path]))
+    assert f"{other.path}: another pipeline (resize to 14×14 → grayscale → horizontal flip)" in message
+
+
+def test_open_runs_refuses_other_test_images(made, tmp_path):
+    other = make(tmp_path / "other", test_images=images("test", fingerprint="cd" * 32))
+    message = refusal(lambda: open_runs([made.path, other.path]))
+    assert f"{other.path}: other test images (20 of photos, cdcdcdcd) than {made.path}" in message
+    fresh = Run(tmp_path / "fresh")  # one that is only trained stands beside any
+    do(fresh, "train", files={"history.csv": HISTORY, "weights.pt": weights_file()})
+    assert len(open_runs([fresh.path, made.path])) == 2

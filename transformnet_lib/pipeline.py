@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from .errors import ParameterError
 
@@ -52,13 +51,11 @@ class Pipeline:
         """The tensor axes that are reversed: -1 for the horizontal flip, -2 for the vertical one."""
         return (-1,) * self.hflip + (-2,) * self.vflip
 
-    def resize(self) -> v2.Resize:
-        """The resize step alone, which the model shares."""
-        return v2.Resize(self.size, antialias=True)
+    def compose(self):
+        """The pipeline as the torchvision `v2.Compose` that a user would write."""
+        from torchvision.transforms import v2  # here: its import takes over a second, and who reads runs needs none
 
-    def compose(self) -> v2.Compose:
-        """The pipeline as the torchvision transform that a user would write."""
-        steps = [self.resize(), v2.Grayscale()]
+        steps = [v2.Resize(self.size, antialias=True), v2.Grayscale()]
         steps += [v2.functional.horizontal_flip] * self.hflip + [v2.functional.vertical_flip] * self.vflip
         return v2.Compose(steps)
 

@@ -6,14 +6,11 @@ notebook as well.
 """
 
 import io
-from base64 import b64encode
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
-
-PNG_DPI = 110  # of the picture that notebook viewers show; exports take the SVG
 
 
 def show_text(markdown: str) -> None:
@@ -23,15 +20,10 @@ def show_text(markdown: str) -> None:
 
 def show_figure(figure: Figure, *, label: str, caption: str, alt: str) -> None:
     """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"."""
-    svg, png = io.StringIO(), io.BytesIO()
+    svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})  # without the date equal figures are equal bytes
-    figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     plt.close(figure)
-    bundle = {
-        "image/svg+xml": svg.getvalue(),
-        "image/png": b64encode(png.getvalue()).decode(),
-        "text/plain": f"<figure {label}>",
-    }
+    bundle = {"image/svg+xml": svg.getvalue(), "text/plain": f"<figure {label}>"}
     display(bundle, raw=True, metadata={"transformnet": {"label": label, "alt": alt}})
     _show_caption(label, caption)
 

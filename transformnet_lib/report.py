@@ -44,7 +44,11 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
-            source, output, parameters, progress_bar={"desc": name, "leave": False}, extra_arguments=["--log-level=40"]
+            source,
+            output,
+            parameters,
+            progress_bar={"desc": name, "leave": False},
+            extra_arguments=KERNEL_ARGUMENTS,
         )
     except PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]

@@ -193,8 +193,9 @@ def benchmark(
     """Measure the baselines and every setting on `images` (n, 3, h, w; uint8 or float32 in [0, 1]).
 
     Returns one row a setting with the columns `BENCHMARK_COLUMNS`. Each setting is first run on `CHECKED_IMAGES` to
-    check its output against the ground truth, which also warms it up; then on all, `repeats` times, taking turns with the others so that a busy moment
-    hits all alike. A setting that cannot be measured keeps its row, with the reason and without a time.
+    check its output against the ground truth, which also warms it up; then on all, `repeats` times, taking turns with
+    the others so that a busy moment hits all alike. A setting that cannot be measured keeps its row, with the reason
+    and without a time.
     """
     if type(repeats) is not int or repeats < 1:
         raise ParameterError(f"repeats: expected a whole number from 1, got {repeats!r}")

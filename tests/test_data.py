@@ -748,3 +748,10 @@ def test_a_split_depends_on_its_seed_alone():
 def test_too_few_images_for_a_split_are_refused(count, val_fraction):
     message = refusal(lambda: split_indices(count, val_fraction=val_fraction), ParameterError)
     assert f"at least one training and one validation image, got {count} images" in message
+
+
+def test_fit_and_image_size_are_refused_where_they_would_do_nothing(tmp_path):
+    with pytest.raises(ParameterError, match="fit: only for images of a folder"):
+        load_images("photos", train=False, fit="crop")
+    with pytest.raises(ParameterError, match=r"image_size: only with fit=.crop., got 20"):
+        load_images("photos", train=False, image_size=20)

@@ -87,6 +87,10 @@ def load_images(
         raise ParameterError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     split = "train" if train else "test"
     source = resolve_source(data, data_path)
+    if fit != "none" and not source.startswith("folder:"):
+        raise ParameterError(f"fit: only for images of a folder, whose sizes may differ; {source} needs none")
+    if image_size is not None and fit == "none":
+        raise ParameterError(f'image_size: only with fit="crop", got {image_size} with fit="none"')
     if source.startswith("folder:"):
         pixels = _folder(Path(source.removeprefix("folder:")), split, limit, fit, image_size)
     else:

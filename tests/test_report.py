@@ -76,7 +76,7 @@ def test_the_sections_are_the_papers_and_ours(page):
         "Runtime benchmark",
         "Training details",
         "Experiment tracking",
-        "Where the model wins",
+        "Does the model win?",
         "Provenance",
     ]
 

@@ -26,7 +26,8 @@ class _ReportExporter(Exporter):
             "remove_input_tags": {"hide-input"},
             "remove_all_outputs_tags": {"hide-output"},
         }
-        config = Config({"TagRemovePreprocessor": tags})
+        # Coalesced, a progress bar is one text whose overwritten parts can be dropped.
+        config = Config({"TagRemovePreprocessor": tags, "CoalesceStreamsPreprocessor": {"enabled": True}})
         config.merge(super().default_config)
         return config
 

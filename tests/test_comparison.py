@@ -42,9 +42,9 @@ def test_examples_are_the_images_asked_for(test_set):
     assert totals["max_error"] == pytest.approx(errors.abs().max().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("indices", [[], [-1], [600], [0.5], ["0"]])
+@pytest.mark.parametrize("indices", [[], [-1], [600], [0.5], ["0"], 3])
 def test_indices_that_are_no_test_images_are_refused(test_set, indices):
-    with pytest.raises(ParameterError, match="indices: expected whole numbers from 0 to 599"):
+    with pytest.raises(ParameterError, match="indices: expected a list of whole numbers from 0 to 599"):
         compare(TransformNet(), test_set, indices)
 
 

@@ -180,7 +180,7 @@ def failing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("raise ValueError('what went wrong')", r"^bad: ValueError: what went wrong \(see .*bad.ipynb\)$"),
+        ("raise ValueError('what went wrong')", r"^bad: ValueError: what went wrong \(see .*bad.failed.ipynb\)$"),
         (
             "from transformnet_lib.errors import DataError\nraise DataError('x.png: broken')",
             r"^bad: x.png: broken \(see",
@@ -192,7 +192,7 @@ def failing(tmp_path, monkeypatch):
 def test_a_notebook_that_does_not_run_to_its_end_is_an_error(failing, tmp_path, source, message):
     with pytest.raises(NotebookError, match=message):
         failing(source)
-    assert (tmp_path / "out" / "bad.ipynb").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bad.failed.ipynb"]
 
 
 def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path):

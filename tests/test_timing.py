@@ -219,9 +219,10 @@ def test_cuda_is_timed(model, images):
     ("wrong", "message"),
     [
         ({"repeats": 0}, "repeats: expected a whole number from 1, got 0"),
-        ({"batch_sizes": [16, 0]}, "batch_sizes: expected whole numbers from 1"),
-        ({"batch_sizes": []}, "batch_sizes: expected whole numbers from 1"),
-        ({"num_workers": [-1]}, "num_workers: expected whole numbers from 0"),
+        ({"batch_sizes": [16, 0]}, "batch_sizes: expected a list of whole numbers from 1"),
+        ({"batch_sizes": []}, "batch_sizes: expected at least one"),
+        ({"batch_sizes": 16}, "batch_sizes: expected a list of whole numbers from 1, got 16"),
+        ({"num_workers": [-1]}, "num_workers: expected a list of whole numbers from 0"),
         ({"devices": ["tpu"]}, "device: expected cpu, cuda, cuda:N, mps or auto, got 'tpu'"),
     ],
 )

@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, Run, TrainConfig, train
 from transformnet_lib.data import split_indices
-from transformnet_lib.errors import ParameterError, RunError, TrainingError
+from transformnet_lib.errors import DataError, ParameterError, RunError, TrainingError
 from transformnet_lib.model import seeded_model
 from transformnet_lib.training import Trainer, load_config, load_dataset, load_model, load_training
 
@@ -123,7 +123,7 @@ def test_the_same_seed_gives_the_same_training_and_another_seed_another(train_se
 def test_a_loss_that_is_never_finite_is_an_error_naming_the_epoch():
     dataset = CustomDataset(data="photos", train=True, limit=100)
     dataset.targets.fill_(math.nan)
-    with pytest.raises(TrainingError, match="nan at epoch 4"):
+    with pytest.raises(TrainingError, match="validation MSE nan at epoch 4"):
         train(dataset, paper())
 
 
@@ -229,6 +229,26 @@ def test_a_device_that_is_not_there_is_refused(train_set):
 def test_cuda_trains_to_the_cpus_losses(train_set):
     cpu, cuda = (train(train_set, TrainConfig(device=device, epochs=3)) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(cuda.history["val_mse"], cpu.history["val_mse"], rtol=1e-3)
+
+
+def test_a_training_mse_that_overflows_is_an_error(train_set):
+    with pytest.raises(TrainingError, match="the training MSE is (nan|inf)"):
+        train(train_set, paper(lr=1e30, epochs=3))
+
+
+def test_grey_images_are_refused_by_precise(train_set):
+    grey = CustomDataset(data="photos", train=True, limit=100)
+    grey.images[:] = grey.images[:, :1]
+    with pytest.raises(DataError, match="the training images are grey"):
+        train(grey, TrainConfig.from_preset("precise", device="cpu"))
+
+
+def test_a_forced_training_that_cannot_start_keeps_what_is_there(train_set, tmp_path):
+    run = Run(tmp_path / "run")
+    train(train_set, paper(epochs=1), run=run)
+    with pytest.raises(ParameterError):
+        train(CustomDataset(data="photos", train=True, limit=4), paper(), run=run, force=True)
+    assert len(run.history()) == 1
 
 
 def test_too_few_images_are_refused():

@@ -45,6 +45,14 @@ def metrics_table(examples: dict[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame([{"image": i, **metrics(target[0], output[0])} for i, target, output in rows])
 
 
+def check_indices(indices: Sequence[int], count: int) -> list[int]:
+    """Return `indices` as a list; ParameterError unless all are positions among `count` images."""
+    listed = list(indices) if isinstance(indices, list | tuple | range) else []
+    if not listed or any(type(i) is not int or not 0 <= i < count for i in listed):
+        raise ParameterError(f"indices: expected a list of whole numbers from 0 to {count - 1}, got {indices!r}")
+    return listed
+
+
 def compare(
     model: TransformNet, dataset: CustomDataset, indices: Sequence[int] = range(5), *, device: str = "auto"
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -52,9 +60,7 @@ def compare(
 
     Returns the examples at `indices` (arrays as in `Run.examples`) and, over all images, test_mse and max_error.
     """
-    indices = list(indices)
-    if not indices or any(type(i) is not int or not 0 <= i < len(dataset) for i in indices):
-        raise ParameterError(f"indices: expected whole numbers from 0 to {len(dataset) - 1}, got {indices!r}")
+    indices = check_indices(indices, len(dataset))
     where = resolve_device(device)
     model = model.to(where).eval()
     with torch.inference_mode():
@@ -74,7 +80,7 @@ def compare_run(
 ) -> dict[str, np.ndarray]:
     """A run's `compare` stage, on the device it was trained on: the examples, into examples.npz."""
     device = resolve_device(load_config(run).device)
-    parameters = {"indices": list(indices)}
+    parameters = {"indices": check_indices(indices, len(dataset))}  # before anything is discarded
     with run.stage("compare", parameters, images=describe_images(dataset), device=device, force=force) as results:
         if results is not None:
             examples, totals = compare(load_model(run), dataset, indices, device=str(device))

@@ -234,6 +234,12 @@ def _decode(path: Path, crop_to: int | None = None) -> np.ndarray:
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
+def _absolute(source: str) -> str:
+    """A folder source by its absolute path, to be found from any working directory; others as they are."""
+    kind, _, path = source.partition(":")
+    return f"{kind}:{Path(path).resolve()}" if kind == "folder" else source
+
+
 class CustomDataset(Dataset):
     """Pairs of an image and what the pipeline makes of it, as the assignment gives them.
 
@@ -258,7 +264,7 @@ class CustomDataset(Dataset):
         loaded = load_images(data, train=train, data_path=data_path, limit=limit, fit=fit, image_size=image_size)
         # What was asked for, so that a run can load its other split
         self.request = {
-            "data": loaded.source,
+            "data": _absolute(loaded.source),
             "data_path": str(data_path),
             "limit": limit,
             "fit": fit,

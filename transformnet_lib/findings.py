@@ -48,13 +48,15 @@ def measured_devices(table: pd.DataFrame) -> list[str]:
 
 
 def model_rows(table: pd.DataFrame, device: str) -> pd.DataFrame:
-    """The measured rows of Table 1 (num_workers 0) on one device."""
-    return table[
-        (table["path"] == "reference")
-        & (table["device"] == device)
-        & (table["num_workers"] == 0)
-        & (table["reason"] == "")
-    ]
+    """The measured rows of Table 1 on one device."""
+    rows = swept_rows(table)
+    return rows[(rows["device"] == device) & (rows["reason"] == "")]
+
+
+def swept_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the sweep over shuffle and drop_last, measured or not; those of the num_workers sweep left out."""
+    rows = table[(table["path"] == "reference") & (table["num_workers"] == 0)]
+    return rows[rows.groupby(["device", "batch_size"])["path"].transform("size") == 4]
 
 
 def baseline(table: pd.DataFrame, path: str) -> pd.Series:
@@ -77,7 +79,7 @@ def answer(runs: Sequence[Run]) -> str:
         if run.has("compare"):
             results = run.stage_info("compare")["results"]
             if trained[run.label].dead:
-                verdict = "does not replace the pipeline: its training started where the clamp has no gradient"
+                verdict = "does not replace the pipeline, since its weights had no gradient to learn from"
             elif results["test_mse"] > MAX_MSE:
                 verdict = "does not replace the pipeline"
             elif results["max_error"] < 0.5 / 255:
@@ -154,6 +156,8 @@ def effect_of(table: pd.DataFrame, device: str, name: str) -> str:
         rows[column] /= rows["images"]
     others = [column for column in ("batch_size", "shuffle", "drop_last") if column != name]
     pairs = rows[rows[name]].merge(rows[~rows[name]], on=others, suffixes=("_on", "_off"))
+    if pairs.empty:
+        return f"On {device}, `{name}` could not be judged: no setting was measured both with and without it."
     ratio = pairs["seconds_on"] / pairs["seconds_off"]
     slower = int((pairs["q1_on"] > pairs["q3_off"]).sum())
     quicker = int((pairs["q3_on"] < pairs["q1_off"]).sum())
@@ -176,9 +180,10 @@ def workers_effect(table: pd.DataFrame, device: str) -> str:
         & ~table["drop_last"]
     ]
     more = sweep[sweep["num_workers"] > 0]
-    if more.empty:
-        return f"On {device}, `num_workers` above 0 was not measured."
-    none = sweep[(sweep["num_workers"] == 0) & (sweep["batch_size"] == more["batch_size"].iloc[0])].iloc[0]
+    none = sweep[(sweep["num_workers"] == 0) & sweep["batch_size"].isin(more["batch_size"])]
+    if more.empty or none.empty:
+        return f"On {device}, `num_workers` of 0 and above were not both measured."
+    none = none.iloc[0]
     listed = " and ".join(f"{spread_text(row)} with {row['num_workers']}" for _, row in more.iterrows())
     if (more["q1"] > none["q3"]).all():
         verdict = "does not help, as the paper remarks"
@@ -463,7 +468,7 @@ def not_measured(runs: Sequence[Run]) -> str:
     sentences = []
     for run in runs:
         if run.has("benchmark"):
-            missing = load_benchmark(run).query("reason != '' and num_workers == 0")
+            missing = swept_rows(load_benchmark(run)).query("reason != ''")
             kinds = missing["reason"].str.partition(" (MSE")[0]  # the same reason, whatever the number in it
             for (device, reason), rows in missing.groupby(["device", kinds]):
                 sentences.append(f"{len(rows)} settings on {device} in run `{run.label}` have no time ({reason}).")

@@ -31,8 +31,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
 
     Raises ParameterError for one that the notebook doesn't
-    have, and NotebookError, with the cell's own error line, if any cell fails or is not reached; the executed part is
-    kept in `output`.
+    have, and NotebookError, with the cell's own error line, if any cell fails or is not reached. What was executed
+    until then is kept as `<name>.failed.ipynb` beside `output`, which stays as it was.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
@@ -40,12 +40,13 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     known = papermill.inspect_notebook(source)
     if unknown := [key for key in parameters if key not in known]:
         raise ParameterError(f"{name}: unknown parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    unfinished = output.with_name(f"{output.stem}.failed.ipynb")
     logging.getLogger("papermill").setLevel(logging.ERROR)  # "Executing notebook with kernel" is no news
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
             source,
-            output,
+            unfinished,
             parameters,
             progress_bar={"desc": name, "leave": False},
             extra_arguments=KERNEL_ARGUMENTS,
@@ -54,14 +55,15 @@ def execute(name: str, output: Path, parameters: dict) -> None:
         reason = (error.evalue or "no message").splitlines()[0]
         if not hasattr(errors, error.ename):  # not one of ours, so its message alone may not say what it is
             reason = f"{error.ename}: {reason}"
-        raise NotebookError(f"{name}: {reason} (see {output})") from error
+        raise NotebookError(f"{name}: {reason} (see {unfinished})") from error
     except DeadKernelError as error:
-        raise NotebookError(f"{name}: the kernel died (out of memory, or killed); see {output}") from error
+        raise NotebookError(f"{name}: the kernel died (out of memory, or killed); see {unfinished}") from error
     except (PapermillException, TimeoutError) as error:
-        raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {output}") from error
+        raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
         raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror})") from error
-    check_executed(output)
+    check_executed(unfinished)
+    unfinished.replace(output)
 
 
 def check_executed(path: Path) -> None:
@@ -83,15 +85,14 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
 def export(notebook: Path, out_dir: Path, formats: Sequence[str] = ("html", "pdf")) -> list[Path]:
     """Export an executed notebook to `out_dir`, named after it; returns the files. Raises ExportError."""
     check_executed(notebook)
-    files = []
-    for name in formats:
-        body, _ = EXPORTERS[name]().from_filename(str(notebook))
-        file = out_dir / f"{notebook.stem}.{name}"
+    # All are made before one is written, so that an error leaves no new page beside an old PDF.
+    bodies = {name: EXPORTERS[name]().from_filename(str(notebook))[0] for name in formats}
+    files = [out_dir / f"{notebook.stem}.{name}" for name in formats]
+    for file, body in zip(files, bodies.values(), strict=True):
         try:
             write_atomic(file, body if isinstance(body, bytes) else body.encode())
         except OSError as error:
             raise ExportError(f"{file}: cannot be written ({error.strerror})") from error
-        files.append(file)
     return files
 
 
@@ -124,8 +125,9 @@ def make_runs(devices: Sequence[str], runs_dir: Path, *, train: dict, benchmark:
 def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
     """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf]."""
     runs = open_runs(run_dirs)
-    if not any(run.has("benchmark") for run in runs):
-        runs[0].require("benchmark")
+    for stage in ("compare", "benchmark"):
+        if not any(run.has(stage) for run in runs):
+            runs[0].require(stage)
     notebook = out_dir / "report.ipynb"
     named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
     execute("report", notebook, {"runs": [str(run.path) for run in runs], **named})

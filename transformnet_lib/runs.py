@@ -158,6 +158,9 @@ def open_runs(run_dirs: Sequence[str | Path]) -> "list[Run]":
         first, other = (_brief(each.stage_info("compare")["images"]) for each in (compared[0], run))
         if first != other:
             raise RunError(f"{run.path}: other test images ({other}) than {compared[0].path} ({first})")
+        shown = [each.stage_info("compare")["parameters"].get("indices") for each in (compared[0], run)]
+        if shown[0] != shown[1]:
+            raise RunError(f"{run.path}: shows other examples ({shown[1]}) than {compared[0].path} ({shown[0]})")
     return runs
 
 
@@ -408,8 +411,9 @@ class Run:
             lock.release()
 
     def _refuse_if_other(self, name: str, record: dict, parameters: dict, images: dict) -> None:
+        same_images = record["images"]["fingerprint"] == images["fingerprint"]  # wherever they lie by now
         old = record["parameters"] | {"images": _brief(record["images"])}
-        new = parameters | {"images": _brief(images)}
+        new = parameters | {"images": old["images"] if same_images else _brief(images)}
         differing = [f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
         if differing:
             raise RunError(

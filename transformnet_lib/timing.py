@@ -4,6 +4,7 @@ Every clock is `time.perf_counter`, read after the device has finished. Images, 
 a clock starts; nothing is decoded from disk inside one.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +150,7 @@ def reference_pass(
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(0),  # else every pass would use up the global generator
     )
-    model = model.to(device).eval()
+    model = copy.deepcopy(model).to(device).eval()  # the caller's stays where it is, for the other devices
 
     @torch.inference_mode()
     def run_pass(keep: bool = False) -> tuple[float, list[Tensor]]:
@@ -181,6 +182,17 @@ def settings(
     return list(dict.fromkeys(rows))
 
 
+def check_sweep(*, batch_sizes: Sequence[int], num_workers: Sequence[int], repeats: int) -> None:
+    """Raise ParameterError for a sweep that cannot be run."""
+    if type(repeats) is not int or repeats < 1:
+        raise ParameterError(f"repeats: expected a whole number from 1, got {repeats!r}")
+    for name, values, least in (("batch_sizes", batch_sizes, 1), ("num_workers", num_workers, 0)):
+        if not isinstance(values, list | tuple) or any(type(value) is not int or value < least for value in values):
+            raise ParameterError(f"{name}: expected a list of whole numbers from {least}, got {values!r}")
+    if not batch_sizes:
+        raise ParameterError("batch_sizes: expected at least one, got none")
+
+
 def benchmark(
     model: TransformNet,
     images: Tensor,
@@ -197,12 +209,7 @@ def benchmark(
     the others so that a busy moment hits all alike. A setting that cannot be measured keeps its row, with the reason
     and without a time.
     """
-    if type(repeats) is not int or repeats < 1:
-        raise ParameterError(f"repeats: expected a whole number from 1, got {repeats!r}")
-    if not batch_sizes or any(type(size) is not int or size < 1 for size in batch_sizes):
-        raise ParameterError(f"batch_sizes: expected whole numbers from 1, got {list(batch_sizes)!r}")
-    if any(type(workers) is not int or workers < 0 for workers in num_workers):
-        raise ParameterError(f"num_workers: expected whole numbers from 0, got {list(num_workers)!r}")
+    check_sweep(batch_sizes=batch_sizes, num_workers=num_workers, repeats=repeats)
     images = to_float(images)
     pipeline = model.pipeline
     with torch.inference_mode():
@@ -325,6 +332,9 @@ def benchmark_run(
 
     `devices` empty means the device that the run was trained on, and CUDA, whose rows say so where there is none.
     """
+    check_sweep(batch_sizes=batch_sizes, num_workers=num_workers, repeats=repeats)  # before anything is discarded
+    if not isinstance(devices, list | tuple):
+        raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
     trained_on = run.stage_info("train")["environment"]["device"]
     devices = list(dict.fromkeys(devices or (trained_on, "cuda")))
     for device in devices:

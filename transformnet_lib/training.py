@@ -15,13 +15,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .data import CustomDataset, split_indices
-from .errors import ParameterError, RunError, TrainingError
+from .errors import DataError, ParameterError, RunError, TrainingError
 from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model
 from .pipeline import to_float
 from .runs import Run, describe_images
 
 PREPARE_BATCH = 2048  # images a step while the geometry is applied; bounds the scratch memory to about 50 MB
+
+MIN_COLOUR = 1e-9  # least ratio of the smallest to the largest eigenvalue of E[x xᵀ]; below it, no colour
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Trainer:
         self.train_targets, self.val_targets = targets[train].to(self.device), targets[val].to(self.device)
         # What the optimiser moves: the weights w themselves, or whitened v with w = L⁻ᵀ v and L Lᵀ = E[x xᵀ] over the
         # colours x. In v the loss is |v - v*|² plus a constant, whatever the images: equally steep in all directions.
-        self.factor = torch.linalg.cholesky(self._second_moment()) if config.whiten else None
+        self.factor = self._whitening() if config.whiten else None
         start_weights = self.model.mix.weight.detach().view(3)
         if config.whiten:
             start_weights = self.factor.mT @ start_weights.to(self.factor.dtype)
@@ -164,6 +166,17 @@ class Trainer:
             colours = chunk.transpose(0, 1).reshape(3, -1).to(dtype)
             total += colours @ colours.mT
         return total / (self.train_inputs.numel() // 3)
+
+    def _whitening(self) -> Tensor:
+        """The lower triangular L of L Lᵀ = E[x xᵀ]; DataError if the colours span fewer than three dimensions."""
+        moment = self._second_moment()
+        eigenvalues = torch.linalg.eigvalsh(moment)
+        if not eigenvalues[0] > MIN_COLOUR * eigenvalues[-1]:
+            raise DataError(
+                "the training images are grey or of too few colours: red, green and blue cannot be told apart, so no "
+                "training can find their weights; use the preset paper, or images in colour"
+            )
+        return torch.linalg.cholesky(moment)
 
     def weights(self) -> Tensor:
         """The three weights as float32, differentiable in what is trained."""
@@ -291,6 +304,7 @@ def train(dataset: CustomDataset, config: TrainConfig, *, run: Run | None = None
         _run_epochs(trainer)
         return _result(trainer)
     device = resolve_device(config.device)
+    split_indices(len(dataset), val_fraction=config.val_fraction)  # refuses too few before anything is discarded
     parameters = {**asdict(config), "device": str(device), "pipeline": dataset.pipeline.to_dict()}
     with run.stage("train", parameters, images=describe_images(dataset), device=device, force=force) as results:
         if results is not None:
@@ -328,9 +342,9 @@ def _run_epochs(trainer: Trainer, run: Run | None = None) -> None:
         if writer:
             writer.close()
     last = trainer.history[-1]
-    if not math.isfinite(last["val_mse"]) or trainer.best_weights is None:
+    if not math.isfinite(last["val_mse"]) or not math.isfinite(last["train_mse"]) or trainer.best_weights is None:
         raise TrainingError(
-            f"the validation MSE is {last['val_mse']} at epoch {last['epoch']}; "
+            f"the training MSE is {last['train_mse']}, the validation MSE {last['val_mse']} at epoch {last['epoch']}; "
             f"lower lr (now {trainer.config.lr}) or look at the images"
         )
 

@@ -202,7 +202,7 @@ def test_other_parameters_are_refused_and_named(made, name):
     assert listing(made.path) == before
 
 
-@pytest.mark.parametrize("change", [{"count": 21}, {"fingerprint": "cd" * 32}, {"source": "folder:x"}])
+@pytest.mark.parametrize("change", [{"fingerprint": "cd" * 32, "count": 21}, {"fingerprint": "cd" * 32}])
 def test_other_images_are_refused_and_named(made, change):
     message = refusal(lambda: do(made, "train", images=images() | change))
     assert "images: '20 of photos, abababab' → " in message
@@ -210,7 +210,7 @@ def test_other_images_are_refused_and_named(made, change):
 
 
 def test_the_same_images_from_another_place_are_the_same(made):
-    moved = images() | {"request": images()["request"] | {"data_path": "elsewhere"}}
+    moved = images() | {"source": "folder:x", "request": images()["request"] | {"data_path": "elsewhere"}}
     assert not do(made, "train", images=moved)
 
 

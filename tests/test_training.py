@@ -232,7 +232,7 @@ def test_cuda_trains_to_the_cpus_losses(train_set):
 
 
 def test_a_training_mse_that_overflows_is_an_error(train_set):
-    with pytest.raises(TrainingError, match="the training MSE is (nan|inf)"):
+    with pytest.raises(TrainingError, match=r"the training MSE is (nan|inf)"):
         train(train_set, paper(lr=1e30, epochs=3))
 
 

@@ -23,15 +23,17 @@ install: .venv/installed
 
 # Only what was given on make's own command line counts: the shell's environment may hold a DATA of its own.
 given = $(findstring command line,$(origin $(1)))
-flag = $(if $(call given,$(1)),--$(2) "$$$(1)")
-flags = $(if $(call given,$(1)),$(foreach word,$($(1)),--$(2) "$(word)"))
+# Values reach the command as they were typed, whatever signs are in them.
+quoted = '$(subst ','\'',$(1))'
+flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))
+flags = $(if $(call given,$(1)),$(foreach word,$(value $(1)),--$(2) $(call quoted,$(word))))
 
 report: install
-	$(BIN)/transformnet report $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flag,DATA,data) \
+	@$(BIN)/transformnet report $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flag,DATA,data) \
 	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
 	  $(call flag,OUTPUT_SIZE,output-size) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
 	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \
-	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),--force)
+	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),$(if $(filter 1,$(FORCE)),--force))
 
 test: install
 	$(BIN)/ruff check .

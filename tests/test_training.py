@@ -176,6 +176,18 @@ def _interrupt():
     raise KeyboardInterrupt
 
 
+def test_force_must_be_true_or_false(train_set, tmp_path):
+    with pytest.raises(ParameterError, match="force: expected True or False, got 'no'"):
+        train(train_set, paper(epochs=1), run=Run(tmp_path / "run"), force="no")
+
+
+def test_images_that_are_all_black_are_no_dead_start():
+    black = CustomDataset(data="photos", train=True, limit=100)
+    black.images.zero_()
+    black.targets.zero_()
+    assert not train(black, paper(epochs=1)).dead
+
+
 def test_other_parameters_are_refused_without_force_and_taken_with_it(train_set, tmp_path):
     run = Run(tmp_path / "run")
     train(train_set, paper(epochs=1), run=run)
@@ -195,6 +207,7 @@ def test_other_parameters_are_refused_without_force_and_taken_with_it(train_set,
         {"batch_size": 0},
         {"patience": -1},
         {"seed": -1},
+        {"seed": 2**63},
         {"lr": -1.0},
         {"min_delta": math.nan},
         {"weight_decay": math.inf},

@@ -203,8 +203,8 @@ def weights_distance(run: Run) -> str:
     away = np.abs(np.subtract(trained.model.weights, GRAY_WEIGHTS)).max()
     if trained.dead:
         return (
-            f"`{run.label}` is a dead start: from the first step every output lies outside [0, 1], the clamp gives no "
-            f"gradient, and the weights stay up to {away:.2g} from the ground truth's."
+            f"`{run.label}` is a dead start: its outputs lie outside [0, 1], where the clamp gives no gradient, and "
+            f"the weights stay up to {away:.2g} from the ground truth's."
         )
     if away < 1e-6:
         quality = "the ground truth's to rounding"

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .errors import RunError
+from .errors import ParameterError, RunError
 from .machine import environment, git_commit
 from .pipeline import Pipeline
 
@@ -80,7 +80,7 @@ _stage = {
         "images": _images,
         "environment": {
             "type": "object",
-            "required": ["device", "device_name", "cpu", "threads", "torch", "torchvision", "python"],
+            "required": ["device", "device_name", "cpu", "cores", "threads", "os", "torch", "torchvision", "python"],
             "properties": {"device": _text, "device_name": _text, "cpu": _text, "threads": {"type": "integer"}},
         },
         "commit": _text,
@@ -354,6 +354,8 @@ class Run:
         body marks the stage failed, with the reason, and goes on. Other parameters or images than those recorded are
         a RunError, or with `force` the stage is made anew (and, if it is `train`, all that builds on it is dropped).
         """
+        if type(force) is not bool:  # papermill's -p turns "no" into a true string
+            raise ParameterError(f"force: expected True or False, got {force!r}")
         parameters = json.loads(json.dumps(parameters))  # as they will be read back
         with self._lock():
             if name != "train":

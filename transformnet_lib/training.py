@@ -52,6 +52,8 @@ class TrainConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ParameterError(f"{name}: expected a whole number from {least}, got {value!r}")
+        if self.seed >= 2**63:
+            raise ParameterError(f"seed: expected a whole number below 2**63, got {self.seed!r}")
         for name in ("lr", "weight_decay", "min_delta", "val_fraction"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
@@ -205,8 +207,10 @@ class Trainer:
 
     @property
     def dead(self) -> bool:
-        """Whether the last step had no gradient at all: every output lies outside [0, 1], where the clamp is flat."""
-        return self.trained.grad is not None and not self.trained.grad.any().item()
+        """Whether the last step had an error but no gradient: its outputs lie where the clamp is flat."""
+        if self.trained.grad is None or not self.history:
+            return False
+        return self.history[-1]["train_mse"] > 0 and not self.trained.grad.any().item()
 
     def run_epoch(self) -> dict:
         """Train on every training image once, validate, and return the epoch's row of the history."""

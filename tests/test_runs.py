@@ -235,6 +235,15 @@ def test_force_on_train_drops_all_that_builds_on_it(made):
     assert record(made)["parameters"]["seed"] == 1
 
 
+@pytest.mark.parametrize("content", [b"{", b'{"format": 0, "stages": {}}'])
+def test_force_on_train_is_the_way_out_of_a_damaged_record(made, content):
+    (made.path / "run.json").write_bytes(content)
+    assert "run.json" in refusal(lambda: do(made, "compare", force=True))
+    assert "run.json" in refusal(lambda: do(made, "train"))
+    assert do(made, "train", force=True)
+    assert set(made.info["stages"]) == {"train"} and not (made.path / "examples.npz").exists()
+
+
 def test_force_where_nothing_was_done_yet_just_does_it(tmp_path):
     assert do(Run(tmp_path / "run"), "train", force=True)
 
@@ -249,7 +258,7 @@ def fail_with(run: Run, error: BaseException) -> None:
 
 @pytest.mark.parametrize(
     ("error", "why"),
-    [(ValueError("the loss is nan"), "the loss is nan"), (KeyboardInterrupt(), "KeyboardInterrupt")],
+    [(ValueError("the loss is nan"), "the loss is nan"), (KeyboardInterrupt(), "interrupted")],
 )
 def test_a_failure_is_recorded_with_its_reason_and_the_same_call_goes_on(tmp_path, error, why):
     run = Run(tmp_path / "run")
@@ -464,6 +473,11 @@ def test_a_record_without_a_usable_pipeline_is_refused(made, value):
 # Tables
 
 
+def test_a_table_without_rows_is_refused(made):
+    made.write_table("history.csv", made.history().head(0))
+    assert f"{made.path}/history.csv: has no rows" in refusal(made.history)
+
+
 def test_tables_keep_every_digit(made):
     history = pd.DataFrame({"epoch": range(1, 5), **dict.fromkeys(list(HISTORY_COLUMNS)[1:], HARD_FLOATS)})
     made.write_table("history.csv", history)
@@ -641,6 +655,12 @@ def test_examples_that_are_not_ours_are_refused(made, content):
     assert f"{made.path}/examples.npz: " in refusal(made.examples)
 
 
+def test_examples_that_unpack_to_more_than_a_run_holds_are_refused(made):
+    made.write_arrays("examples.npz", inputs=np.zeros(2**26 + 1, np.uint8))
+    assert (made.path / "examples.npz").stat().st_size < 100_000
+    assert "bytes unpacked, more than 67,108,864" in refusal(made.examples)
+
+
 def test_examples_that_bring_code_are_refused_and_the_code_does_not_run(made, tmp_path):
     objects = np.empty((2, 1, 1, 1), object)
     objects[:] = Payload(tmp_path / "executed")
@@ -749,7 +769,7 @@ def test_an_open_run_without_a_name_is_a_throw_away_copy_of_the_reference(made, 
     assert listing(made.path) == before
     path = run.path
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # TemporaryDirectory would rather be closed by hand
+        warnings.simplefilter("error")
         del run
         gc.collect()
     assert not path.exists()

@@ -11,6 +11,8 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -129,9 +131,9 @@ def open_run(run_dir: str) -> "Run":
         return Run(run_dir)
     reference = reference_run()
     reference.require("train")
-    scratch = tempfile.TemporaryDirectory(prefix="transformnet-")
-    run = Run(Path(scratch.name) / reference.label)
-    run.scratch = scratch  # removed with the Run
+    scratch = Path(tempfile.mkdtemp(prefix="transformnet-"))
+    run = Run(scratch / reference.label)
+    weakref.finalize(run, shutil.rmtree, scratch, ignore_errors=True)
     run.path.mkdir()
     for file in ("history.csv", "weights.pt"):
         shutil.copy(reference.path / file, run.path)
@@ -195,7 +197,7 @@ class Run:
     def info(self) -> dict:
         """The content of run.json, checked; before the first stage an empty record."""
         if not (self.path / "run.json").exists():
-            return {"format": FORMAT, "stages": {}}
+            return _empty_info()
         try:
             info = json.loads(self._read("run.json"))
             if isinstance(info, dict) and info.get("format") != FORMAT:
@@ -256,8 +258,14 @@ class Run:
     def examples(self) -> dict[str, np.ndarray]:
         """The compared images: indices (n,), inputs uint8 (n, 3, h, w), targets and outputs float32 (n, 1, h, w)."""
         self.require("compare")
+        content = io.BytesIO(self._read("examples.npz"))
         try:
-            with np.load(io.BytesIO(self._read("examples.npz")), allow_pickle=False) as archive:
+            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(content).infolist())
+            if unpacked > MAX_BYTES:
+                raise RunError(
+                    f"{self.path}/examples.npz: {unpacked:,} bytes unpacked, more than {MAX_BYTES:,}, so not ours"
+                )
+            with np.load(content, allow_pickle=False) as archive:
                 arrays = {name: np.asarray(archive[name]) for name in EXAMPLE_ARRAYS}
         except RunError:
             raise
@@ -289,6 +297,8 @@ class Run:
             raise RunError(f"{self.path}/{name}: expected columns {', '.join(columns)}; got {got}")
         if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for row names
             raise RunError(f"{self.path}/{name}: damaged or not ours: rows with more fields than columns")
+        if table.empty:
+            raise RunError(f"{self.path}/{name}: has no rows")
         return table
 
     def read_torch(self, name: str) -> dict:
@@ -391,7 +401,8 @@ class Run:
                 yield results
                 record |= {"status": "complete", "results": results}
             except BaseException as error:
-                record |= {"status": "failed", "why": (str(error) or type(error).__name__)[:2000]}
+                why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+                record |= {"status": "failed", "why": why[:2000]}
                 raise
             finally:
                 record |= {"finished": _now(), "seconds": seconds_before + time.perf_counter() - start}
@@ -425,7 +436,12 @@ class Run:
 
     def _discard(self, name: str) -> None:
         """Drop a stage's record, then its files; every other stage builds on `train` and goes with it."""
-        info = self.info
+        try:
+            info = self.info
+        except RunError:  # damaged, or of another format: making the training anew is the way out
+            if name != "train":
+                raise
+            info = _empty_info()
         dropped = list(STAGE_FILES) if name == "train" else [name]
         info["stages"] = {stage: record for stage, record in info["stages"].items() if stage not in dropped}
         self._write_info(info)  # first, so that no record is left whose files are gone
@@ -435,6 +451,11 @@ class Run:
     def _write_info(self, info: dict) -> None:
         check_schema(info)  # never write what could not be read back
         self.write("run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _empty_info() -> dict:
+    """What run.json says of a run before its first stage."""
+    return {"format": FORMAT, "stages": {}}
 
 
 def _float(text: str) -> float:

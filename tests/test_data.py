@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image, ImageFile
@@ -755,3 +756,11 @@ def test_fit_and_image_size_are_refused_where_they_would_do_nothing(tmp_path):
         load_images("photos", train=False, fit="crop")
     with pytest.raises(ParameterError, match=r"image_size: only with fit=.crop., got 20"):
         load_images("photos", train=False, image_size=20)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    save(tmp_path / "train/a.png", noise(32, 32, 3))
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    told = refusal(lambda: load_images(f"folder:{tmp_path}", train=True))
+    assert "1 images of 32×32 pixels need 0.0 GB of memory, 0.0 GB are free; use limit" in told

@@ -4,6 +4,7 @@ What it does not do: download anything unless `download_cifar10` is called.
 """
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pooch
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor
@@ -196,6 +198,12 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
     first = _decode(files[0])
     side = image_size or min(first.shape[1:])
     shape = first.shape if fit == "none" else (3, side, side)
+    needed, free = len(files) * math.prod(shape), psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"folder:{root}: {len(files):,} images of {shape[2]}×{shape[1]} pixels need {needed / 1e9:.1f} GB of "
+            f'memory, {free / 1e9:.1f} GB are free; use limit, or fit="crop" with a small image_size'
+        )
     pixels = np.empty((len(files), *shape), np.uint8)
 
     def load(i: int) -> None:

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import bs4
@@ -15,6 +17,7 @@ import pytest
 
 from transformnet_lib import Run, paper
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
+from transformnet_lib.findings import scientific
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
 
 BIN = Path(sys.executable).parent
@@ -84,7 +87,7 @@ def test_the_sections_are_the_papers_and_ours(page):
 def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
     captions = [caption.get_text() for caption in page.find_all("figcaption")]
     wanted = ["Test image 0"] + [f"Test image {i}" for i in range(1, 5)]
-    wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "Speed-up of cpu"]
+    wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "Speed-up on cpu"]
     for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 1):
         assert re.sub(r"\s+", " ", caption).startswith(f"Figure {number}: {start}")
         assert f"Figure {number}: {start}" in pdf_text
@@ -98,7 +101,7 @@ def test_every_figure_has_alt_text(page):
 def test_table_1_has_48_rows_with_the_papers_seconds(page, pdf_text):
     table = next(table for table in page.find_all("table") if "Table 1" in table.get_text())
     rows = [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in table.find("tbody").find_all("tr")]
-    published = paper.table1()
+    published = paper.table1().sort_values("device", kind="stable")  # measured first, and "cpu" sorts before "cuda"
     assert [row[4] for row in rows] == [f"{seconds:.4f}" for seconds in published["seconds"]]
     assert [row[0] for row in rows] == published["device"].tolist()
     assert all(re.fullmatch(r"0\.\d{4}", row[6]) for row in rows if row[0] == "cpu")
@@ -118,7 +121,7 @@ def test_numbers_in_prose_come_from_the_run_files(made, page):
     run = Run(made / "runs/cpu-precise")
     results = run.stage_info("compare")["results"]
     abstract = page.find(class_="abstract").get_text()
-    assert f"the MSE is {results['test_mse']:.2g}" in abstract
+    assert f"the MSE is {scientific(results['test_mse'])}" in abstract
 
 
 def test_the_page_needs_no_other_host(page):
@@ -158,6 +161,46 @@ def test_papermill_and_nbconvert_work_by_themselves(tmp_path):
         done = command("jupyter", "nbconvert", "--to", f"transformnet-{name}", notebook, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert notebook.with_suffix(f".{name}").stat().st_size > 10_000
+
+
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
+    arguments = [
+        BIN / "transformnet",
+        "train",
+        "--run-dir",
+        "r",
+        "--device",
+        "cpu",
+        "--data",
+        "photos",
+        "--limit",
+        "5000",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # A process group of its own, as a terminal gives it
+    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment,
+                          start_new_session=True) as process:  # fmt: skip
+        while not (tmp_path / "r/history.csv").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.replace("\r", "\n").splitlines()[-1] == "train: interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in told
+    stage = Run(tmp_path / "r").info["stages"]["train"]
+    assert stage["status"] == "failed" and "interrupted" in stage["why"]
+    assert subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True).returncode == 0
+    Run(tmp_path / "r").require("train")
+
+
+def test_a_title_that_cannot_be_set_is_refused_before_the_work(tmp_path):
+    done = command("transformnet", "report", "--title", "Report \U0001f389", "--limit", 300, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: no font in the PDF has '\U0001f389' (U+1F389), used in the title block\n",
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 # Notebooks that fail

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import TransformnetError
+from .errors import Interrupted, TransformnetError
 
 app = typer.Typer(
     help="Train TransformNet, compare it with the pipeline it replaces, time both, and make the report.",
@@ -166,9 +166,10 @@ def report(
     if run and (unused := [*made_with, *given(device=device, repeats=repeats, force=force or None)]):
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
-    from .report import make_report, make_runs
+    from .report import check_front, make_report, make_runs
     from .timing import BATCH_SIZES, NUM_WORKERS, REPEATS
 
+    check_front(title, author)
     if not run:
         full = {"batch_sizes": list(BATCH_SIZES), "num_workers": list(NUM_WORKERS), "repeats": REPEATS}
         run = make_runs(
@@ -194,6 +195,9 @@ def main() -> None:
     """Run the command line; an error of ours is one line on stderr and exit status 1."""
     try:
         app()
+    except Interrupted as error:
+        typer.echo(f"\n{error}", err=True)
+        sys.exit(130)  # 128 + SIGINT, as shells say it
     except TransformnetError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

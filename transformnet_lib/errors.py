@@ -28,5 +28,9 @@ class NotebookError(TransformnetError):
     """A notebook failed or did not run to its end."""
 
 
+class Interrupted(TransformnetError):
+    """The user stopped the work; what is finished is kept, and the same command goes on."""
+
+
 class ExportError(TransformnetError):
     """A notebook could not be turned into HTML or PDF."""

@@ -4,18 +4,21 @@ A stage counts as done only when every code cell of its notebook ran, none shows
 papermill's own metadata alone can say "completed" after a dead kernel.
 """
 
+import asyncio
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nbformat
 import papermill
+from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
 from papermill.exceptions import PapermillException, PapermillExecutionError
 
 from . import errors
-from .errors import ExportError, NotebookError, ParameterError
+from .errors import ExportError, Interrupted, NotebookError, ParameterError
 from .export import HTMLReportExporter, PDFReportExporter
 from .machine import available_devices, resolve_device
 from .runs import Run, open_runs, write_atomic
@@ -30,9 +33,9 @@ EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFRe
 def execute(name: str, output: Path, parameters: dict) -> None:
     """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
 
-    Raises ParameterError for one that the notebook doesn't
-    have, and NotebookError, with the cell's own error line, if any cell fails or is not reached. What was executed
-    until then is kept as `<name>.failed.ipynb` beside `output`, which stays as it was.
+    Raises ParameterError for one that the notebook doesn't have, Interrupted after Ctrl-C, and NotebookError, with the
+    cell's own error line, if any cell fails or is not reached. What was executed until then is kept as
+    `<name>.failed.ipynb` beside `output`, which stays as it was.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
@@ -44,12 +47,16 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # "Executing notebook with kernel" is no news
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            source,
-            unfinished,
-            parameters,
-            progress_bar={"desc": name, "leave": False},
-            extra_arguments=KERNEL_ARGUMENTS,
+        _interruptibly(
+            name,
+            lambda **hooks: papermill.execute_notebook(
+                source,
+                unfinished,
+                parameters,
+                progress_bar={"desc": name, "leave": False},
+                extra_arguments=KERNEL_ARGUMENTS,
+                **hooks,
+            ),
         )
     except PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]
@@ -64,6 +71,39 @@ def execute(name: str, output: Path, parameters: dict) -> None:
         raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror})") from error
     check_executed(unfinished)
     unfinished.replace(output)
+
+
+def _interruptibly(name: str, work: Callable[..., object]) -> None:
+    """Call `work` with options for nbclient; Ctrl-C then interrupts the running cell, as JupyterLab's button does.
+
+    So the cell can save what it has. In the main thread nbclient would kill the kernel instead; in another it sets no
+    signal handlers.
+    """
+    kernels, failures = [], []
+    ready = threading.Event()  # a kernel that is interrupted while it starts would leave nbclient waiting for it
+
+    class Manager(AsyncKernelManager):
+        def __init__(self, **options):
+            super().__init__(**options)
+            kernels.append(self)
+
+    def thread() -> None:
+        try:
+            work(kernel_manager_class=Manager, on_notebook_start=lambda **_: ready.set())
+        except BaseException as error:
+            failures.append(error)
+
+    worker = threading.Thread(target=thread, daemon=True)  # a second Ctrl-C ends us, and the kernel with us
+    worker.start()
+    try:
+        worker.join()
+    except KeyboardInterrupt as interrupt:
+        if ready.is_set():
+            asyncio.run(kernels[0].interrupt_kernel())
+            worker.join()
+        raise Interrupted(f"{name}: interrupted; the same command goes on where it stopped") from interrupt
+    if failures:
+        raise failures[0]
 
 
 def check_executed(path: Path) -> None:
@@ -120,6 +160,14 @@ def make_runs(devices: Sequence[str], runs_dir: Path, *, train: dict, benchmark:
                 run_stage(stage, run_dir, of_stage[stage] | {"force": force})
             run_dirs.append(run_dir)
     return run_dirs
+
+
+def check_front(title: str | None, author: str | None) -> None:
+    """Raise ExportError if a title block cannot be set, say for a character that no font has: before hours of work."""
+    front = {"title": title or "Untitled", "author": author or "", "date": "2000-01-01"}
+    shown = nbformat.v4.new_output("display_data", metadata={"transformnet": {"front": front}})
+    cell = nbformat.v4.new_code_cell(outputs=[shown], execution_count=1)
+    PDFReportExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
 
 
 def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:

@@ -81,8 +81,10 @@ def comparison(
         shown.set_title(f"model\n{label}")
         drawn = error.imshow(output - target, cmap="PuOr", vmin=-scale, vmax=scale)
         error.set_title("error\n(model − truth)")
+    digit, exponent = (int(part) for part in f"{scale:.0e}".split("e"))
     bar = axes[0].figure.colorbar(drawn, ax=list(axes), ticks=[-scale, 0, scale], shrink=0.7, aspect=12, pad=0.01)
-    bar.ax.set_yticklabels([f"−{scale:g}", "0", f"{scale:g}"], fontsize=7)
+    text = rf"{digit}\times10^{{{exponent}}}" if exponent < -3 else f"{scale:g}"
+    bar.ax.set_yticklabels([f"$-{text}$", "0", f"${text}$"], fontsize=7)
     bar.outline.set_visible(False)
     return axes
 

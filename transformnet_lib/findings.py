@@ -16,6 +16,7 @@ from .timing import MAX_MSE, load_benchmark
 from .training import load_config, load_training
 
 SETTING = ["device", "batch_size", "shuffle", "drop_last"]
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 YES_NO = {True: "yes", False: "no"}
 
 # A setting "matters" if in at least this share of the pairs the quartile ranges lie apart, on the same side.
@@ -29,6 +30,18 @@ def seconds_text(seconds: float) -> str:
     ('123 ms', '12.3 s')
     """
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def scientific(value: float, digits: int = 2) -> str:
+    """A small quantity as people write it.
+
+    >>> scientific(0.000123), scientific(0.0), scientific(0.25)
+    ('1.2×10⁻⁴', '0', '0.25')
+    """
+    if value == 0 or not np.isfinite(value) or 0.01 <= abs(value) < 1000:
+        return f"{value:.{digits}g}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 
 def spread_text(row: pd.Series) -> str:
@@ -88,8 +101,9 @@ def answer(runs: Sequence[Run]) -> str:
                 verdict = "comes close to the pipeline but does not equal it"
             sentences.append(
                 f"With the preset `{load_config(run).preset}` ({run.label}), TransformNet {verdict}: over "
-                f"{run.stage_info('compare')['images']['count']:,} test images the MSE is {results['test_mse']:.2g} "
-                f"and the largest error of a pixel {255 * results['max_error']:.3g} of 255 grey levels."
+                f"{run.stage_info('compare')['images']['count']:,} test images the MSE is "
+                f"{scientific(results['test_mse'])} and the largest error of a pixel "
+                f"{scientific(255 * results['max_error'])} of 255 grey levels."
             )
     for run in runs:
         if run.has("benchmark"):
@@ -115,7 +129,8 @@ def fastest(table: pd.DataFrame, device: str) -> str:
         else f"but takes {times_text(1 / against_batched)} the time of"
     )
     overlapping = int((per_image(rows, "q1") <= best["q3"] / best["images"]).sum()) - 1
-    others = f"; the quartiles of {overlapping} other settings overlap with its own" if overlapping else ""
+    overlaps = "1 other setting overlap" if overlapping == 1 else f"{overlapping} other settings overlap"
+    others = f"; the quartiles of {overlaps} with its own" if overlapping else ""
     return (
         f"On {device}, the model's fastest median is that of {setting_text(best)}: {spread_text(best)} for "
         f"{best['images']:,} images (median and quartiles of {best['repeats']} repeats{others}), "
@@ -204,7 +219,7 @@ def weights_distance(run: Run) -> str:
     if trained.dead:
         return (
             f"`{run.label}` is a dead start: its outputs lie outside [0, 1], where the clamp gives no gradient, and "
-            f"the weights stay up to {away:.2g} from the ground truth's."
+            f"the weights stay up to {scientific(away)} from the ground truth's."
         )
     if away < 1e-6:
         quality = "the ground truth's to rounding"
@@ -213,8 +228,9 @@ def weights_distance(run: Run) -> str:
     else:
         quality = "not the ground truth's"
     return (
-        f"The weights of `{run.label}` are {quality}: the largest difference is {away:.1e}. They are those of epoch "
-        f"{trained.best_epoch} of {len(trained.history)}, with a validation MSE of {trained.best_val_mse:.1e}."
+        f"The weights of `{run.label}` are {quality}: the largest difference is {scientific(away)}. They are those of "
+        f"epoch {trained.best_epoch} of {len(trained.history)}, with a validation MSE of "
+        f"{scientific(trained.best_val_mse)}."
     )
 
 
@@ -227,7 +243,7 @@ def weights_table(runs: Sequence[Run]) -> pd.DataFrame:
             (
                 f"{run.label} ({load_config(run).preset})",
                 *(f"{weight:.7f}" for weight in trained.model.weights),
-                f"{trained.best_val_mse:.2e}",
+                scientific(trained.best_val_mse, 3),
                 f"{trained.best_epoch} of {len(trained.history)}",
                 f"{trained.history['epoch_seconds'].median():.3f}",
             )
@@ -303,7 +319,7 @@ def stopping(run: Run) -> str:
         f"{config.epochs} in all, training ends. It {ended}; the last improvement, whose "
         f"weights "
         f"were restored, came in epoch {trained.best_epoch}. The lowest validation MSE of any epoch is "
-        f"{trained.history['val_mse'].min():.1e}, that of the restored one {trained.best_val_mse:.1e}."
+        f"{scientific(trained.history['val_mse'].min())}, that of the restored one {scientific(trained.best_val_mse)}."
     )
 
 
@@ -360,7 +376,8 @@ def baselines(run: Run) -> str:
 def history_text(histories: dict[str, pd.DataFrame], column: str) -> str:
     """First and last value of each run's curve, for those who cannot see it."""
     return " ".join(
-        f"{label}: {history[column].iloc[0]:.2g} in epoch 1, {history[column].iloc[-1]:.2g} in epoch {len(history)}."
+        f"{label}: {scientific(history[column].iloc[0])} in epoch 1, {scientific(history[column].iloc[-1])} in epoch "
+        f"{len(history)}."
         for label, history in histories.items()
     )
 
@@ -377,8 +394,8 @@ def table1_caption(runs: Sequence[Run]) -> str:
     """What Table 1's columns are."""
     measured = [run.label for run in runs if run.has("benchmark")]
     return (
-        "The paper's 48 settings: its seconds, single measurements on its machine, and those measured here in "
-        f"{', '.join(f'`{label}`' for label in measured)}: medians and quartiles. Speed-ups are over the pipeline run "
+        "The paper's 48 settings: its seconds, single measurements on its machine, and those measured here (run "
+        f"{', '.join(f'`{label}`' for label in measured)}): medians and quartiles. Speed-ups are over the pipeline run "
         "image by image, on the paper's machine and here. " + not_measured(runs)
     ).strip()
 
@@ -415,7 +432,9 @@ def example_caption(runs: Sequence[Run], i: int) -> str:
     parts = []
     for run in runs:
         row = metrics_table(run.examples()).iloc[i]
-        parts.append(f"`{run.label}` MSE {row['mse']:.2g}, PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.4f}")
+        parts.append(
+            f"`{run.label}` MSE {scientific(row['mse'])}, PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.4f}"
+        )
     index = runs[0].examples()["indices"][i]
     return f"Test image {index}: input, ground truth, model output and error; {'; '.join(parts)}."
 
@@ -440,7 +459,10 @@ def benchmark_columns(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
 
 
 def table1(runs: Sequence[Run]) -> pd.DataFrame:
-    """Table 1: the paper's 48 settings with its seconds, and what the runs measured: seconds, quartiles, speed-up."""
+    """Table 1: the paper's 48 settings with its seconds, and what the runs measured: seconds, quartiles, speed-up.
+
+    Devices that a run measured come first.
+    """
     shown = paper.table1()
     shown["Paper (s)"] = shown["seconds"].map("{:.4f}".format)
     processed = paper.IMAGES - shown["drop_last"] * (paper.IMAGES % shown["batch_size"])
@@ -448,6 +470,8 @@ def table1(runs: Sequence[Run]) -> pd.DataFrame:
     shown["Paper, speed-up"] = speedup.map("{:.1f}×".format)
     shown = shown.drop(columns="seconds")
     columns = benchmark_columns(runs)
+    measured = {device for rows in columns.values() for device in rows["device"]}
+    shown = shown.sort_values("device", key=lambda devices: ~devices.isin(measured), kind="stable")
     for label, rows in columns.items():
         title = f"{label}: " if len(columns) > 1 else ""
         rows = rows.assign(
@@ -471,5 +495,7 @@ def not_measured(runs: Sequence[Run]) -> str:
             missing = swept_rows(load_benchmark(run)).query("reason != ''")
             kinds = missing["reason"].str.partition(" (MSE")[0]  # the same reason, whatever the number in it
             for (device, reason), rows in missing.groupby(["device", kinds]):
-                sentences.append(f"{len(rows)} settings on {device} in run `{run.label}` have no time ({reason}).")
+                count = f"{len(rows)} settings" if len(rows) > 1 else "1 setting"
+                have = "have" if len(rows) > 1 else "has"
+                sentences.append(f"{count} on {device} in run `{run.label}` {have} no time ({reason}).")
     return " ".join(sentences)

@@ -5,6 +5,7 @@ What it does not do: download anything unless `download_cifar10` is called.
 
 import hashlib
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import psutil
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
 from torchvision.datasets import CIFAR10
 
 from .errors import DataError, ParameterError
@@ -306,3 +307,83 @@ def split_indices(count: int, *, val_fraction: float = 0.1, seed: int = 0) -> tu
         raise ParameterError(f"expected at least one training and one validation image, got {count} images in all")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[val_count:], order[:val_count]
+
+
+class BatchIndices(Sampler[slice | Tensor]):
+    """What to fetch for each batch of `count` rows: slices in order, or with `shuffle` the parts of a permutation.
+
+    Each pass draws a new permutation from `generator`. Each row is in exactly one batch; `drop_last` leaves out a last
+    batch that is smaller than the others.
+    """
+
+    def __init__(self, count: int, *, batch_size: int, shuffle: bool, drop_last: bool, generator: torch.Generator):
+        if type(batch_size) is not int or batch_size < 1:
+            raise ParameterError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
+        self.batch_size, self.shuffle, self.generator = batch_size, shuffle, generator
+        self.used = count - count % batch_size if drop_last else count
+        self.count = count
+
+    def __len__(self) -> int:
+        return -(-self.used // self.batch_size)
+
+    def __iter__(self) -> Iterator[slice | Tensor]:
+        if self.shuffle and self.used:  # what is split is never empty: it would give one empty batch
+            # The whole set is permuted before the rest is dropped, so that each pass drops other rows.
+            yield from torch.randperm(self.count, generator=self.generator)[: self.used].split(self.batch_size)
+        else:
+            for start in range(0, self.used, self.batch_size):
+                yield slice(start, min(start + self.batch_size, self.used))
+
+
+class BatchDataset(TensorDataset):
+    """Tensors of equal length from which a whole batch is fetched at once, by a slice or an index tensor (n,).
+
+    Returns a tuple of the tensors' rows. Those of a slice are views, so they must not be changed in place.
+    """
+
+    def __getitem__(self, index: slice | Tensor) -> tuple[Tensor, ...]:
+        if isinstance(index, Tensor):
+            return tuple([tensor.index_select(0, index) for tensor in self.tensors])
+        rows = tuple([tensor[index] for tensor in self.tensors])
+        # A worker would send a view with all of its tensor behind it.
+        return rows if get_worker_info() is None else tuple([tensor.clone() for tensor in rows])
+
+
+def batch_loader(
+    *tensors: Tensor,
+    batch_size: int,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    **options,
+) -> DataLoader:
+    """A DataLoader over tensors of equal length (count, …) that fetches a batch in one step, not row by row.
+
+    Gives a tuple of the tensors' rows for each batch, as `DataLoader(TensorDataset(*tensors), …)` does, many times
+    faster: for 10,000 small images it takes the time of a copy. Shuffling and workers draw from a generator of the
+    loader's own, seeded with `seed`; the order differs from pass to pass. Without `shuffle` and workers the rows are views
+    of the tensors: don't change them in place. `options` (`pin_memory`, …) are DataLoader's.
+    Raises ParameterError if the tensors' lengths differ, or a number is out of range.
+
+    >>> images, targets = torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.zeros(10, 1, 28, 28)
+    >>> [len(image) for image, target in batch_loader(images, targets, batch_size=4, shuffle=True)]
+    [4, 4, 2]
+    """
+    lengths = [len(tensor) for tensor in tensors]
+    if not lengths or len(set(lengths)) > 1:
+        raise ParameterError(f"expected tensors of equal length, got {', '.join(map(str, lengths)) or 'none'}")
+    if type(num_workers) is not int or num_workers < 0:
+        raise ParameterError(f"num_workers: expected a whole number from 0, got {num_workers!r}")
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(
+        BatchDataset(*tensors),
+        sampler=BatchIndices(
+            lengths[0], batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, generator=generator
+        ),
+        batch_size=None,  # the sampler makes the batches
+        collate_fn=tuple,  # which leaves a tuple as it is
+        num_workers=num_workers,
+        generator=generator,
+        **options,
+    )

@@ -1,4 +1,4 @@
-"""TransformNet: the paper's network, three trained weights around a fixed geometry."""
+"""TransformNet: the paper's network, three trained weights around a fixed geometry; and its folded form, for speed."""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from .errors import ParameterError
 from .pipeline import Pipeline
+
+KEPT_SHAPES = 16  # input shapes whose matrices a folded model keeps; about 1 MB each for 512 images of 32×32
 
 
 class TransformNet(nn.Module):
@@ -43,6 +45,83 @@ class TransformNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.flip(self.mix(self.resize(images))).clamp(0, 1)
+
+    def folded(self) -> "FoldedTransformNet":
+        """The same function for inference, many times faster, with the weights as they are now."""
+        return FoldedTransformNet(self.mix.weight.detach().flatten(), self.pipeline)
+
+
+class FoldedTransformNet(nn.Module):
+    """TransformNet as two matrix products an image: y = clamp(L x R), since resize, grey mix and flips are linear.
+
+    x is the image with its colours stacked, (3 · height, width). L = [w_r A, w_g A, w_b A], where A resizes and flips the
+    rows: the grey mix comes with it, so that R, which resizes and flips the columns, sees one colour. A row of L has
+    few entries that are not 0 (7 of 96 for 32 → 28 pixels); on a CPU only those are multiplied.
+
+    `weights`: float (3,). Input `(batch, 3, height, width)` of any size, uint8 or in [0, 1] of the weights' dtype; output
+    `(batch, 1, *pipeline.size)` in [0, 1], of the weights' dtype, on the device of the input. L and R are made when a
+    shape, dtype or device is first met. Nothing is learned, so it has no parameters and can be used on all devices.
+    Raises ParameterError for any other input.
+
+    >>> TransformNet().folded()(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
+    torch.Size([8, 1, 28, 28])
+    """
+
+    def __init__(self, weights: Tensor, pipeline: Pipeline):
+        super().__init__()
+        self.weights = weights.cpu().clone()
+        self.pipeline = pipeline
+        self.kept = {}
+
+    def axis_matrix(self, size: int, axis: int, device: torch.device) -> Tensor:
+        """What the pipeline does to the rows (axis -2) or columns (-1) of an image, as `(pipeline.size[axis], size)`.
+
+        PyTorch's own resize of the unit matrix, in the same dtype and on the same device as the image's: in float32
+        the taps of a large image are rounded, and these must be rounded alike.
+        """
+        unit = torch.eye(size, dtype=self.weights.dtype, device=device)[None, None]
+        new_size = (self.pipeline.size[axis], size)
+        matrix = F.interpolate(unit, new_size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
+        return matrix.flip(0) if axis in self.pipeline.flip_axes else matrix
+
+    def fold(self, images: Tensor) -> tuple[Tensor | dict[str, Tensor], Tensor | None]:
+        """L and R for images such as these. On a CPU, L is the arguments of `embedding_bag`; R is None if it is 1."""
+        dtype = self.weights.dtype
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in (torch.uint8, dtype):
+            raise ParameterError(
+                f"expected uint8 or {str(dtype)[6:]} images of shape (batch, 3, height, width), "
+                f"got {str(images.dtype)[6:]} {tuple(images.shape)}"
+            )
+        count, _, height, width = images.shape
+        mix = self.weights.to(images.device) / (255 if images.dtype == torch.uint8 else 1)
+        left = torch.kron(mix, self.axis_matrix(height, -2, images.device))
+        same_columns = width == self.pipeline.size[1] and not self.pipeline.hflip
+        right = None if same_columns else self.axis_matrix(width, -1, images.device).T.contiguous()
+        if images.device.type == "cpu":
+            # An output row is a weighted sum of a few rows of the image: a bag of them. In a batch, image i's rows
+            # begin at 3 · height · i.
+            row, column = left.nonzero(as_tuple=True)
+            per_row = torch.bincount(row, minlength=len(left)).repeat(count)
+            left = {
+                "input": (torch.arange(count)[:, None] * 3 * height + column).flatten().int(),
+                "offsets": F.pad(per_row.cumsum(0), (1, 0)).int(),
+                "per_sample_weights": left[row, column].repeat(count),
+            }
+        if len(self.kept) == KEPT_SHAPES:
+            self.kept.clear()
+        self.kept[images.shape, images.dtype, images.device] = left, right
+        return left, right
+
+    def forward(self, images: Tensor) -> Tensor:
+        left, right = self.kept.get((images.shape, images.dtype, images.device)) or self.fold(images)
+        x = images.to(self.weights.dtype)
+        if isinstance(left, dict):
+            y = F.embedding_bag(weight=x.flatten(0, 2), mode="sum", include_last_offset=True, **left)
+        else:
+            y = left @ x.flatten(1, 2)
+        if right is not None:
+            y = y @ right
+        return y.view(len(images), 1, *self.pipeline.size).clamp_(0, 1)
 
 
 def seeded_model(seed: int, pipeline: Pipeline | None = None) -> TransformNet:

@@ -4,6 +4,7 @@ The library is imported inside the commands, so that `--help` answers at once. A
 the notebook's default; only `limit` differs: a notebook's own default is a quick look, the command's is all images.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ def option(kind: type, help_text: str, *names: str):
     return Annotated[kind | None, typer.Option(*names, help=help_text, show_default=False)]
 
 
+RunArgument = Annotated[Path, typer.Argument(help="A trained run directory.")]
 RunDir = Annotated[Path, typer.Option(help="The run directory to read and write.")]
 Force = Annotated[bool, typer.Option("--force", help="Make the stage anew, whatever the run directory holds.")]
 Device = option(str, "cpu, cuda, cuda:N, mps or auto [auto].")
@@ -181,6 +183,46 @@ def report(
         )
     for file in make_report(run, out, title=title, author=author):
         typer.echo(file)
+
+
+@app.command()
+def infer(
+    run: RunArgument,
+    images: Annotated[Path, typer.Option(help="A folder of images; those in folders below it count too.")],
+    out: Annotated[Path, typer.Option(help="The folder for the results.")],
+    form: Annotated[str, typer.Option("--format", help="png: a picture an image; npz: shards of float32.")] = "png",
+    batch_size: Annotated[int, typer.Option(help="Images held at once, and in one npz shard.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "auto",
+) -> None:
+    """Apply a run's model to a folder of images of any size; the same command goes on after a kill.
+
+    Under torchrun each process takes its share of the images.
+    """
+    from .inference import infer_folder
+    from .runs import Run
+
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    count = infer_folder(
+        Run(run), images, out, form=form, batch_size=batch_size, device=device, rank=rank, world_size=world_size
+    )
+    typer.echo(f"{count:,} images done now, in {out}")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[str, typer.Option(help="The format: onnx.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file to write [transformnet.onnx in the run].")] = None,
+) -> None:
+    """Write a run's model for other programs."""
+    from .inference import export_onnx
+    from .runs import Run
+
+    if to != "onnx":
+        raise TransformnetError(f"to: expected onnx, got {to!r}")
+    typer.echo(export_onnx(Run(run), out or run / "transformnet.onnx"))
 
 
 @data_app.command()

@@ -196,7 +196,7 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
     if not files:
         raise DataError(f"folder:{root}: no images in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     files = [files[i] for i in _chosen(len(files), limit)]
-    first = _decode(files[0])
+    first = decode_image(files[0])
     side = image_size or min(first.shape[1:])
     shape = first.shape if fit == "none" else (3, side, side)
     needed, free = len(files) * math.prod(shape), psutil.virtual_memory().available
@@ -208,7 +208,7 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
     pixels = np.empty((len(files), *shape), np.uint8)
 
     def load(i: int) -> None:
-        image = _decode(files[i], side if fit == "crop" else None)
+        image = decode_image(files[i], side if fit == "crop" else None)
         if image.shape != shape:
             raise DataError(
                 f"{files[i]}: expected {shape[2]}×{shape[1]} pixels like {files[0]}, got "
@@ -222,7 +222,7 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
     return torch.from_numpy(pixels)
 
 
-def _decode(path: Path, crop_to: int | None = None) -> np.ndarray:
+def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
     """Read one image file as uint8 RGB `(3, height, width)`, centre-cropped and resized to `crop_to` if given."""
     try:
         with Image.open(path) as image:

@@ -1,0 +1,180 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformnet_lib import load_model
+from transformnet_lib.data import decode_image
+from transformnet_lib.errors import DataError, ParameterError, RunError
+from transformnet_lib.inference import export_onnx, image_files, infer_folder
+from transformnet_lib.pipeline import to_float
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """30 images of two sizes, in folders; two have the same stem."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.RandomState(0)
+    for i in range(30):
+        shape = (32, 32, 3) if i % 3 else (40, 36, 3)
+        Image.fromarray(rng.randint(0, 256, shape, np.uint8)).save(folder / ("sub" if i % 2 else ".") / f"{i}.png")
+    shutil.copy(folder / "0.png", folder / "0.bmp")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def expected(run, images: Path) -> dict[str, torch.Tensor]:
+    """The plain model's output for each file."""
+    model = load_model(run)
+    with torch.inference_mode():
+        return {
+            file.relative_to(images).as_posix(): model(to_float(torch.from_numpy(decode_image(file).copy())[None]))[0]
+            for file in image_files(images)
+        }
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_each_image_becomes_a_picture_of_the_models_output(run, images, tmp_path):
+    assert infer_folder(run, images, tmp_path / "out", batch_size=7, device="cpu") == 31
+    wanted = expected(run, images)
+    assert set(listing(tmp_path / "out")) == {f"{name}.png" for name in wanted} | {"infer.json"}
+    for name, output in wanted.items():
+        drawn = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        assert drawn.dtype == np.uint8
+        assert np.abs(drawn - output[0].numpy() * 255).max() <= 0.51
+
+
+def test_shards_hold_the_names_and_the_exact_outputs(run, images, tmp_path):
+    infer_folder(run, images, tmp_path / "out", form="npz", batch_size=12, device="cpu")
+    shards = [np.load(path, allow_pickle=False) for path in sorted((tmp_path / "out").glob("*.npz"))]
+    assert [len(shard["names"]) for shard in shards] == [12, 12, 7]
+    found = {name: row for shard in shards for name, row in zip(shard["names"], shard["outputs"], strict=True)}
+    for name, output in expected(run, images).items():
+        assert np.abs(found[name] - output.numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_a_second_call_does_only_what_is_missing(run, images, tmp_path, form):
+    out = tmp_path / "out"
+    infer_folder(run, images, out, form=form, batch_size=10, device="cpu")
+    before = listing(out)
+    assert infer_folder(run, images, out, form=form, batch_size=10, device="cpu") == 0
+    gone = sorted(path for path in out.rglob("*") if path.suffix in (".png", ".npz"))[1]
+    gone.unlink()
+    assert infer_folder(run, images, out, form=form, batch_size=10, device="cpu") == (1 if form == "png" else 10)
+    assert listing(out) == before
+
+
+def test_a_killed_command_goes_on_to_the_same_end(run, images, tmp_path):
+    for i in range(400):  # enough to be in the middle of
+        shutil.copy(images / "0.png", images / f"copy-{i:03}.png")
+    infer_folder(run, images, tmp_path / "whole", batch_size=4, device="cpu")
+    command = [
+        BIN / "transformnet",
+        "infer",
+        run.path,
+        "--images",
+        images,
+        "--out",
+        tmp_path / "out",
+        "--batch-size",
+        "4",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while len(list((tmp_path / "out").rglob("*.png"))) < 40:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert len(list((tmp_path / "out").rglob("*.png"))) < 431
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    left = {name for name in listing(tmp_path / "out") if not Path(name).name.startswith(".")}  # a killed write's rest
+    assert left == set(listing(tmp_path / "whole"))
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in left)
+
+
+def test_under_torchrun_each_process_takes_its_share(run, images, tmp_path):
+    infer_folder(run, images, tmp_path / "whole", device="cpu")
+    done = subprocess.run(
+        [BIN / "torchrun", "--no-python", "--nproc-per-node", "2", BIN / "transformnet", "infer", run.path,
+         "--images", images, "--out", tmp_path / "out", "--device", "cpu"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"15 images done now, in {tmp_path / 'out'}",
+        f"16 images done now, in {tmp_path / 'out'}",
+    ]
+    assert listing(tmp_path / "out") == listing(tmp_path / "whole")
+
+
+def test_results_of_two_models_or_formats_are_not_mixed(run, images, tmp_path):
+    infer_folder(run, images, tmp_path / "out", device="cpu")
+    with pytest.raises(RunError, match="results of another model, format or division"):
+        infer_folder(run, images, tmp_path / "out", form="npz", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "gif"}, "format: expected one of png, npz, got 'gif'"),
+        ({"batch_size": 0}, "batch_size: expected a whole number from 1, got 0"),
+        ({"device": "tpu"}, "device: expected cpu"),
+    ],
+)
+def test_bad_options_are_refused(run, images, tmp_path, options, message):
+    with pytest.raises(ParameterError, match=message):
+        infer_folder(run, images, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_folders_and_images_are_refused_by_name(run, images, tmp_path):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        infer_folder(run, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images below"):
+        infer_folder(run, tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ParameterError, match="would be taken for images"):
+        infer_folder(run, images, images / "out")
+    (images / "broken.png").write_bytes(b"no png")
+    with pytest.raises(DataError, match=r"broken\.png: not a readable image"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+
+
+def test_the_onnx_file_gives_the_models_output_for_any_batch(run, test_set, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    path = export_onnx(run, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = to_float(test_set.images)
+    with torch.inference_mode():
+        wanted = load_model(run)(images).numpy()
+    for count in (1, 7, len(images)):
+        (found,) = session.run(None, {"images": images[:count].numpy()})
+        assert found.shape == wanted[:count].shape
+        assert np.abs(found - wanted[:count]).max() < 1e-5
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        session.run(None, {"images": np.zeros((1, 3, 16, 16), np.float32)})
+
+
+def test_the_onnx_command_says_where_the_file_is(run, tmp_path):
+    pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
+    done = subprocess.run(
+        [BIN / "transformnet", "export", run.path, "--out", tmp_path / "m.onnx"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'm.onnx'}\n")
+    done = subprocess.run([BIN / "transformnet", "export", run.path, "--to", "tflite"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: to: expected onnx, got 'tflite'\n")

@@ -1,0 +1,190 @@
+"""Using a run's model afterwards: over a folder of images of any size, or as an ONNX file for other programs."""
+
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from .data import IMAGE_SUFFIXES, decode_image
+from .errors import DataError, ParameterError, RunError
+from .machine import resolve_device
+from .model import FoldedTransformNet
+from .runs import Run, write_atomic
+from .training import load_model
+
+FORMATS = ("png", "npz")
+BATCH_SIZE = 512  # images that are held at once; also those of one npz shard
+OPSET = 17  # of ONNX; old enough for runtimes of 2022
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """The image files below `folder`, in a fixed order, without holding more names than one directory has."""
+    for root, directories, names in os.walk(folder):
+        directories.sort()
+        yield from (Path(root, name) for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
+def infer_folder(
+    run: Run,
+    images: str | Path,
+    out: str | Path,
+    *,
+    form: str = "png",
+    batch_size: int = BATCH_SIZE,
+    device: str = "auto",
+    rank: int = 0,
+    world_size: int = 1,
+) -> int:
+    """Apply a run's model to every image file below `images`; returns how many files this call processed.
+
+    With `form="png"` `out/a/b.jpg.png` is the 8-bit result of `images/a/b.jpg`. With "npz", shards of `batch_size`
+    images hold `names` (paths below `images`) and `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1]. Images may
+    differ in size. Each file is written whole or not at all, and what is there already is left as it is, so that the same call
+    goes on after a kill. Of `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th image.
+    Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results.
+    """
+    images, out = Path(images), Path(out)
+    if form not in FORMATS:
+        raise ParameterError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ParameterError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
+    if not images.is_dir():
+        raise DataError(f"images: {images} is not a folder")
+    if out.resolve().is_relative_to(images.resolve()):
+        raise ParameterError(f"out: {out} lies in {images}; results would be taken for images the next time")
+    where = resolve_device(device)
+    model = load_model(run)
+    shards = {"batch_size": batch_size, "world_size": world_size} if form == "npz" else {}
+    _claim(out, {"weights": model.weights, "pipeline": run.pipeline.to_dict(), "format": form, **shards})
+    folded = model.folded()
+
+    def mine() -> Iterator[Path]:
+        return itertools.islice(image_files(images), rank, None, world_size)
+
+    total = sum(1 for _ in mine())
+    if not total and not rank:
+        raise DataError(f"images: no images below {images}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    done = 0
+    with ThreadPoolExecutor() as pool, tqdm(total=total, unit="image", disable=rank > 0) as bar:  # Pillow frees the GIL
+        for number, files in enumerate(_parts(mine(), batch_size)):
+            names = [file.relative_to(images).as_posix() for file in files]
+            if form == "png":
+                targets = {file: out / f"{name}.png" for file, name in zip(files, names, strict=True)}
+                files = [file for file in files if not targets[file].exists()]
+                outputs = _outputs(folded, files, where, pool)
+                list(pool.map(lambda file, output: _write_png(targets[file], output), files, outputs))  # noqa: B023
+            else:
+                shard = out / f"shard-{number:06}-of-rank-{rank:04}.npz"
+                files = [] if shard.exists() else files
+                if files:
+                    buffer = io.BytesIO()
+                    arrays = np.stack([output.numpy() for output in _outputs(folded, files, where, pool)])
+                    np.savez_compressed(buffer, names=np.array(names), outputs=arrays)
+                    _write(shard, buffer.getvalue())
+            done += len(files)
+            bar.update(len(names))
+    return done
+
+
+def _claim(out: Path, record: dict) -> None:
+    """Note in `out` whose results it holds; RunError if they are another's."""
+    path = out / "infer.json"
+    record = json.loads(json.dumps(record))
+    if path.exists():
+        try:
+            known = json.loads(path.read_text())
+        except ValueError:
+            known = None
+        if known != record:
+            raise RunError(f"{path}: the folder holds results of another model, format or division; take another --out")
+    else:
+        _write(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _parts(files: Iterator[Path], size: int) -> Iterator[list[Path]]:
+    while part := list(itertools.islice(files, size)):
+        yield part
+
+
+@torch.inference_mode()
+def _outputs(
+    model: FoldedTransformNet, files: Sequence[Path], device: torch.device, pool: ThreadPoolExecutor
+) -> list[Tensor]:
+    """The model's output for each file, `(1, height, width)` on the CPU; images of one size go through together."""
+    images = list(pool.map(decode_image, files))
+    outputs: list[Tensor] = [torch.empty(0)] * len(files)
+    for shape in dict.fromkeys(image.shape for image in images):
+        chosen = [i for i, image in enumerate(images) if image.shape == shape]
+        batch = torch.from_numpy(np.stack([images[i] for i in chosen])).to(device)
+        for i, output in zip(chosen, model(batch).cpu(), strict=True):
+            outputs[i] = output
+    return outputs
+
+
+def _write_png(path: Path, output: Tensor) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray((output[0] * 255).round().to(torch.uint8).numpy()).save(buffer, "PNG")
+    _write(path, buffer.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def export_onnx(run: Run, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
+    """Write a run's model as ONNX, in its folded form: y = clamp(L x R), two matrix products an image.
+
+    Input `images`, float32 `(batch, 3, height, width)` in [0, 1], any batch, of `image_size` (height, width; default:
+    that of the run's images); output `outputs`, float32 `(batch, 1, *pipeline.size)`. Needs the extra `[onnx]`.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError as error:
+        raise ParameterError("onnx is not installed: pip install -e '.[onnx]'") from error
+    height, width = image_size or run.stage_info("train")["images"]["size"]
+    model = load_model(run)
+    folded, (out_height, out_width) = model.folded(), run.pipeline.size
+    cpu = torch.device("cpu")
+    left = torch.kron(model.mix.weight.detach().flatten(), folded.axis_matrix(height, -2, cpu))
+    right = folded.axis_matrix(width, -1, cpu).T
+    constants = {
+        "left": left.numpy(),
+        "right": np.ascontiguousarray(right.numpy()),
+        "stacked": np.array([-1, 3 * height, width]),
+        "shape": np.array([-1, 1, out_height, out_width]),
+        "zero": np.float32(0),
+        "one": np.float32(1),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Reshape", ["images", "stacked"], ["x"]),
+            helper.make_node("MatMul", ["left", "x"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "right"], ["columns"]),
+            helper.make_node("Reshape", ["columns", "shape"], ["y"]),
+            helper.make_node("Clip", ["y", "zero", "one"], ["outputs"]),
+        ],
+        "TransformNet",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, height, width])],
+        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["batch", 1, out_height, out_width])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    made = helper.make_model(
+        graph, producer_name="transformnet", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8
+    )
+    onnx.checker.check_model(made, full_check=True)
+    _write(Path(path), made.SerializeToString())
+    return Path(path)

@@ -106,24 +106,25 @@ def test_they_are_equal_for_large_images_and_any_weights(sides, hflip, vflip, se
 def test_the_two_forms_of_the_left_product_agree(images, monkeypatch, size, hflip):
     folded = exact(Pipeline(size, hflip=hflip)).folded()
     expected = folded(images)
-    sparse, right = folded.fold(images)
+    _, right, clips = folded.fold(images)
     left = torch.zeros(size[0], 3 * 32)
     one = folded.fold(images[:1])[0]
     rows = torch.arange(size[0]).repeat_interleave(one["offsets"].diff())
     left[rows, one["input"].long()] = one["per_sample_weights"]
-    monkeypatch.setattr(folded, "fold", lambda images: (left, right))  # as on a GPU
+    monkeypatch.setattr(folded, "fold", lambda images: (left, right, clips))  # as on a GPU
     folded.kept.clear()
     torch.testing.assert_close(folded(images), expected, rtol=0, atol=1e-6)
 
 
 def test_the_folded_output_is_clamped_and_keeps_the_images(images):
-    before = images.clone()
+    before, pixels = images.clone(), (images * 255).byte()
     model = TransformNet()
     with torch.no_grad():
         model.mix.weight.fill_(5)
-        assert model.folded()(images).max() == 1
+        assert model.folded()(images).max() == model.folded()(pixels).max() == 1
         model.mix.weight.fill_(-5)
-        assert model.folded()(images).min() == 0
+        assert model.folded()(images).min() == model.folded()(pixels).min() == 0
+    assert exact(Pipeline()).folded()(images + 1).max() == 1
     assert torch.equal(images, before)
 
 

@@ -1,20 +1,27 @@
+import shutil
+from contextlib import contextmanager, nullcontext
+
 import pandas as pd
 import pytest
 import torch
 
 from transformnet_lib import GRAY_WEIGHTS, Run, TransformNet, benchmark, test_inference_time, timing
 from transformnet_lib.errors import ParameterError, RunError
+from transformnet_lib.machine import clock_mhz
 from transformnet_lib.timing import (
     BENCHMARK_COLUMNS,
+    PATHS,
+    STEPS,
     Setting,
     benchmark_run,
     load_benchmark,
-    reference_pass,
+    prepare_pass,
     settings,
     summarise,
 )
 
 PASS = {"device": "cpu", "batch_size": 16, "shuffle": False, "drop_last": False}
+SMALL = {"devices": ["cpu"], "batch_sizes": [16], "num_workers": [], "small_batch_sizes": [], "repeats": 1}
 
 
 @pytest.fixture
@@ -33,57 +40,126 @@ def images():
 # The sweep
 
 
-def test_the_sweep_is_the_papers_48_settings_and_the_workers():
+def test_the_sweep_is_the_papers_48_settings_for_both_paths():
     from transformnet_lib import paper
 
-    rows = settings(["cuda", "cpu"])
-    table = [(r.device, r.batch_size, r.shuffle, r.drop_last) for r in rows if r.num_workers == 0]
-    published = paper.table1()
-    assert table == list(published[["device", "batch_size", "shuffle", "drop_last"]].itertuples(index=False, name=None))
-    assert len(table) == 48
-    assert [(r.device, r.num_workers) for r in rows if r.num_workers] == [
-        ("cuda", 1), ("cuda", 2), ("cpu", 1), ("cpu", 2)
-    ]  # fmt: skip
+    published = list(
+        paper.table1()[["device", "batch_size", "shuffle", "drop_last"]].itertuples(index=False, name=None)
+    )
+    rows = settings(["cuda", "cpu"], num_workers=[], small_batch_sizes=[])
+    for path in PATHS:
+        table = [(row.device, row.batch_size, row.shuffle, row.drop_last) for row in rows if row.path == path]
+        assert table == published
+        assert len(table) == 48
+
+
+def test_steps_and_small_batches_are_measured_without_shuffle_and_drop_last():
+    rows = settings(["cpu"], batch_sizes=[16], small_batch_sizes=[1, 2], num_workers=[0, 1, 2])
+    assert len(set(rows)) == len(rows)
+    assert {row.batch_size for row in rows if row.path == "batched"} == {16, 1, 2}
+    for path in PATHS + STEPS:
+        plain = {row.batch_size for row in rows if row.path == path and not (row.shuffle or row.drop_last)}
+        assert plain - {256} == {16, 1, 2}
+    others = [row for row in rows if row.shuffle or row.drop_last]
+    assert {(row.path, row.batch_size) for row in others} == {("reference", 16), ("fast", 16)}
+    assert [row.num_workers for row in rows if row.batch_size == 256] == [0, 1, 2]
+
+
+def test_rows_that_differ_in_the_path_alone_are_one_group():
+    groups = {row.group for row in settings(["cpu"], batch_sizes=[16], num_workers=[0], small_batch_sizes=[])}
+    assert len(groups) == 6  # sequential; batch size 16, four times; the workers' batch size
+
+
+def test_small_batches_are_as_many_as_at_16():
+    assert Setting("fast", "cpu", 16).images(10_000) == 10_000
+    assert Setting("fast", "cpu", 2).images(10_000) == 1250
+    assert Setting("fast", "cpu", 1).images(3) == 1
+    assert Setting("fast", "cpu", 8, drop_last=True).images(50) == 24  # of 25
 
 
 # One pass
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_one_pass_gives_positive_seconds(model, images, dtype):
+def test_one_pass_gives_positive_seconds(model, images, dtype, num_workers, path):
     images = images if dtype == "float32" else (images * 255).to(torch.uint8)
-    seconds = test_inference_time(model, images=images, **PASS)
+    seconds = test_inference_time(model, images=images, path=path, num_workers=num_workers, **PASS)
     assert isinstance(seconds, float)
     assert seconds > 0
 
 
+@contextmanager
+def fake_cuda(monkeypatch):
+    """CUDA's names, doing at once on the CPU what CUDA does later: tests the order of the host's steps, no more."""
+
+    class Stream:
+        def __init__(self, device=None): ...
+        def wait_event(self, event): ...
+
+    class Event:
+        def record(self, stream): ...
+        def synchronize(self): ...
+
+    def capture(network, batch):
+        output = network(batch)
+        return lambda: output.copy_(network(batch)), output
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+        patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "Event", Event)
+        for name in ("stream", "device"):
+            patch.setattr(torch.cuda, name, lambda _: nullcontext())
+        patch.setattr(torch.cuda, "current_stream", Stream)
+        patch.setattr(timing, "capture", capture)
+        yield
+
+
+@pytest.mark.parametrize("path", [*PATHS, *STEPS, "graphed"])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("drop_last", "processed"), [(True, 48), (False, 50)])
-def test_the_reference_pass_runs_the_model_on_each_image_once(model, images, shuffle, drop_last, processed):
-    run_pass = reference_pass(
-        model,
-        images=images,
-        device=torch.device("cpu"),
-        batch_size=16,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        num_workers=0,
-    )
-    _, outputs = run_pass(keep=True)
+def test_each_path_runs_the_model_on_each_image_once(model, images, monkeypatch, path, shuffle, drop_last, processed):
+    images = (images * 255).byte()
+    options = {"batch_size": 16, "shuffle": shuffle, "drop_last": drop_last}
+    if path == "graphed":
+        with fake_cuda(monkeypatch):
+            run_pass = timing.graphed_pass(model.folded(), images=images, device=torch.device("cpu"), **options)
+            run_pass(keep=True)  # an odd or even number of batches before makes no difference
+            _, outputs = run_pass(keep=True)
+    else:
+        run_pass = prepare_pass(model, images=images, device=torch.device("cpu"), num_workers=0, path=path, **options)
+        _, outputs = run_pass(keep=True)
+    images = images / 255
     assert [len(output) for output in outputs[:3]] == [16, 16, 16]
     outputs, expected = torch.cat(outputs), model(images).detach()
-    assert len(outputs) == processed == Setting("reference", "cpu", 16, shuffle, drop_last).images(50)
+    assert len(outputs) == processed == Setting(path, "cpu", 16, shuffle, drop_last).images(50)
     where = [int((expected - output).abs().amax((1, 2, 3)).argmin()) for output in outputs]
     torch.testing.assert_close(outputs, expected[where])
     assert len(set(where)) == processed
     assert (where == sorted(where)) != shuffle
 
 
-def test_a_pass_leaves_the_global_generator_alone(model, images):
+def test_a_shuffled_batch_is_not_gathered_before_its_buffers_last_copy_ended(monkeypatch):
+    with fake_cuda(monkeypatch):
+        source = timing.PinnedBatches(torch.arange(6, dtype=torch.uint8).view(6, 1), 2)
+        waited = []
+        for k, event in enumerate(source.copied):
+            event.synchronize = lambda k=k: waited.append((k, source.buffers[k].flatten().tolist()))
+        batches = [source[torch.tensor(index)][0] for index in ([0, 1], [2, 3], [4, 5], [1])]
+    assert [k for k, _ in waited] == [1, 0, 1, 0]
+    assert waited[2:] == [(1, [0, 1]), (0, [2, 3])]  # not overwritten yet
+    assert [batch.flatten().tolist() for batch in batches[2:]] == [[4, 5], [1]]
+    assert batches[3].data_ptr() == source.buffers[0].data_ptr()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_pass_leaves_the_global_generator_alone(model, images, path):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    test_inference_time(model, images=images, **PASS | {"shuffle": True})
+    test_inference_time(model, images=images, path=path, **PASS | {"shuffle": True})
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -92,127 +168,210 @@ def test_a_pass_leaves_the_global_generator_alone(model, images):
     [
         ({"batch_size": 0}, "batch_size: expected a whole number from 1, got 0"),
         ({"num_workers": -1}, "num_workers: expected a whole number from 0, got -1"),
-        ({"path": "magic"}, "path: expected one of reference, got 'magic'"),
+        ({"path": "magic"}, "path: expected one of reference, fast, loader, folded, got 'magic'"),
         ({"device": "tpu"}, "device: expected cpu"),
         ({"batch_size": 64, "drop_last": True}, "zero batches: drop_last with batch size 64 and 50 images"),
     ],
 )
-def test_a_setting_that_cannot_run_is_refused(model, images, wrong, message):
+@pytest.mark.parametrize("path", PATHS)
+def test_a_setting_that_cannot_run_is_refused(model, images, wrong, message, path):
     with pytest.raises(ParameterError, match=message):
-        test_inference_time(model, images=images, **PASS | wrong)
+        test_inference_time(model, images=images, **PASS | {"path": path} | wrong)
+
+
+@pytest.mark.parametrize("shape", [(50, 1, 32, 32), (3, 32, 32), (0, 3, 32, 32)])
+def test_images_of_another_shape_are_refused(model, shape):
+    with pytest.raises(
+        ParameterError, match=rf"expected images of shape \(count, 3, height, width\), got \({shape[0]}"
+    ):
+        test_inference_time(model, images=torch.zeros(shape), **PASS)
 
 
 # Arithmetic, on times written by hand
 
 
-def summary(count=1000, **changes) -> pd.DataFrame:
-    raw = {
-        Setting("sequential", "cpu", 1): [10.0, 12.0, 11.0],
-        Setting("reference", "cpu", 300, drop_last=True): [1.0, 3.0, 2.0, 5.0, 4.0],
-        Setting("reference", "cuda", 300): [],
-    }
-    return summarise(raw, mses={}, reasons={Setting("reference", "cuda", 300): "not measured: why"}, count=count)
+def row(seconds, *, setting=None, **facts) -> dict:
+    setting = setting or Setting("reference", "cpu", 300, drop_last=True)
+    return summarise(setting, seconds, count=1000, **{"sequential_seconds_per_image": 0.011} | facts)
 
 
 def test_median_and_quartiles_are_those_of_the_repeats():
-    row = summary().iloc[1]
-    assert (row["q1"], row["seconds"], row["q3"], row["repeats"]) == (2.0, 3.0, 4.0, 5)
-    assert row["raw_seconds"] == "1.0 3.0 2.0 5.0 4.0"
+    found = row([1.0, 3.0, 2.0, 5.0, 4.0])
+    assert (found["q1"], found["seconds"], found["q3"], found["repeats"]) == (2.0, 3.0, 4.0, 5)
+    assert found["raw_seconds"] == "1.0 3.0 2.0 5.0 4.0"
 
 
 def test_speedup_compares_seconds_per_image_really_processed():
-    row = summary().iloc[1]
-    assert row["images"] == 900
-    assert row["images_per_second"] == 300
-    assert row["speedup"] == pytest.approx((11.0 / 1000) / (3.0 / 900))
+    found = row([1.0, 3.0, 2.0, 5.0, 4.0])
+    assert found["images"] == 900
+    assert found["images_per_second"] == 300
+    assert found["speedup"] == pytest.approx(0.011 / (3.0 / 900))
+
+
+def test_the_sequential_row_is_its_own_baseline():
+    found = row([10.0, 12.0, 11.0], setting=Setting("sequential", "cpu", 1))
+    assert found["speedup"] == 1
+    assert found["sequential_seconds_per_image"] == 0.011
+
+
+@pytest.mark.parametrize(
+    ("seconds", "noisy"),
+    [([1.0, 1.04, 1.12], False), ([1.0, 1.04, 1.3], True), ([1.0], False), ([1.0] * 4 + [9.0], False)],
+)
+def test_a_row_is_noisy_if_its_quartiles_are_a_tenth_of_the_median_apart(seconds, noisy):
+    assert row(seconds)["noisy"] is noisy
 
 
 def test_a_row_without_a_time_keeps_its_reason():
-    row = summary().iloc[2]
-    assert row["reason"] == "not measured: why"
-    assert row["repeats"] == 0
-    assert pd.isna(row["seconds"]) and pd.isna(row["speedup"])
+    found = row([1.0], reason="not measured: why")
+    assert (found["reason"], found["repeats"], found["raw_seconds"]) == ("not measured: why", 0, "")
+    assert "seconds" not in found and "speedup" not in found
 
 
 # The harness
 
 
+@pytest.fixture
+def by_hand(monkeypatch):
+    """Every pass takes one second by the clock, and who passes is noted."""
+    order = []
+    monkeypatch.setattr(timing, "sequential_pass", lambda pipeline, images: order.append("sequential") or 1.0)
+    monkeypatch.setattr(timing, "batched_pass", lambda *a, batch_size: order.append(f"batched {batch_size}") or 1.0)
+
+    def prepare(model, *, path, batch_size, images, shuffle, drop_last, **options):
+        original = prepare_pass(
+            model, path=path, batch_size=batch_size, images=images, shuffle=shuffle, drop_last=drop_last, **options
+        )
+
+        def run_pass(keep=False):
+            order.append(f"{'check' if keep else 'time'} {path} {batch_size}")
+            return 1.0, original(keep)[1]
+
+        return run_pass
+
+    monkeypatch.setattr(timing, "prepare_pass", prepare)
+    return order
+
+
 def test_every_setting_has_a_row_and_the_baselines_are_exact(model, images):
-    table = benchmark(model, images, devices=["cpu"], batch_sizes=[16, 32], num_workers=[0], repeats=2)
+    table = benchmark(model, images, **SMALL | {"batch_sizes": [16, 32], "repeats": 2, "small_batch_sizes": [1]})
     assert list(table.columns) == list(BENCHMARK_COLUMNS)
-    assert table["path"].tolist() == ["sequential", "batched", "batched"] + ["reference"] * 9
+    assert table["path"].value_counts().to_dict() == {
+        "sequential": 1, "batched": 3, "reference": 9, "fast": 9, "loader": 3, "folded": 3
+    }  # fmt: skip
     assert (table["mse"] < 1e-12).all()
     assert (table["reason"] == "").all()
-    assert table.loc[0, "speedup"] == 1
+    assert (table["threads"] == torch.get_num_threads()).all()
+    assert table.loc[0, ["path", "speedup", "images"]].tolist() == ["sequential", 1, 50]
+    assert (table["repeats"] == 2).all()
+    assert (table[table["path"] == "fast"]["setup_seconds"] > 0).all()
 
 
-def test_warm_up_is_not_among_the_repeats(model, images, monkeypatch):
-    calls = []
-    original = timing.sequential_pass
-    monkeypatch.setattr(timing, "sequential_pass", lambda *a: calls.append(1) or original(*a))
-    table = benchmark(model, images, devices=[], batch_sizes=[16], num_workers=[], repeats=3)
-    assert len(calls) == 4
-    assert len(table.loc[0, "raw_seconds"].split()) == 3
+def test_paths_take_turns_with_the_baseline_after_a_check_that_is_not_timed(model, images, by_hand):
+    table = benchmark(model, images, **SMALL | {"repeats": 2})
+    assert by_hand[:5] == ["sequential"] * 5  # warm-up; baseline and the row of its own, twice
+    first = by_hand[5 : 5 + 5 + 2 * 6]
+    assert first[:5] == ["batched 16", *(f"check {path} 16" for path in PATHS + STEPS)]
+    assert first[5:] == ["sequential", "batched 16", *(f"time {path} 16" for path in PATHS + STEPS)] * 2
+    assert (table["raw_seconds"] == "1.0 1.0").all()
 
 
-def test_repeats_take_turns(model, images, monkeypatch):
-    order = []
-    monkeypatch.setattr(timing, "sequential_pass", lambda *a: order.append("one by one") or 1.0)
-    monkeypatch.setattr(timing, "batched_pass", lambda *a, batch_size: order.append(batch_size) or 1.0)
-    benchmark(model, images, devices=[], batch_sizes=[16, 32], num_workers=[], repeats=2)
-    assert order == ["one by one", 16, 32] * 3
+def test_speedup_is_over_the_baseline_of_the_same_group(model, images, by_hand, monkeypatch):
+    seconds = iter([9.0, 9.0, 5.0, 2.0, 4.0, 4.0, 4.0])  # warm-up, baseline, the row of its own; then one a group
+    monkeypatch.setattr(timing, "sequential_pass", lambda *a: next(seconds))
+    table = benchmark(model, images, **SMALL)
+    assert table["sequential_seconds_per_image"].tolist()[:2] == [5.0 / 50, 2.0 / 50]
+    assert table["speedup"].tolist()[1] == pytest.approx(2.0)
+    assert table["speedup"].tolist()[-2:] == pytest.approx([4.0 * 48 / 50] * 2)  # drop_last
+
+
+def test_fast_images_stay_uint8(model, images, by_hand, monkeypatch):
+    seen = {}
+    prepare = timing.prepare_pass
+    monkeypatch.setattr(
+        timing, "prepare_pass", lambda *a, **k: seen.update({k["path"]: k["images"].dtype}) or prepare(*a, **k)
+    )
+    benchmark(model, (images * 255).byte(), **SMALL)
+    assert seen == dict.fromkeys(("reference", "loader", "folded"), torch.float32) | {"fast": torch.uint8}
 
 
 def test_a_model_that_does_not_equal_the_pipeline_is_not_timed(images):
     model = TransformNet()
     with torch.no_grad():
         model.mix.weight.fill_(-1)  # black
-    table = benchmark(model, images, devices=["cpu"], batch_sizes=[16], num_workers=[], repeats=1)
-    rows = table[table["path"] == "reference"]
-    assert len(rows) == 4
+    table = benchmark(model, images, **SMALL)
+    rows = table[table["path"].isin(PATHS + STEPS)]
+    assert len(rows) == 10
     assert rows["reason"].str.startswith("not measured: output differs from the ground truth (MSE 0.").all()
     assert rows["seconds"].isna().all()
 
 
 def test_zero_batches_are_a_row_with_the_reason(model, images):
-    table = benchmark(model, images, devices=["cpu"], batch_sizes=[64], num_workers=[], repeats=1)
-    dropped = table["drop_last"] & (table["path"] == "reference")
+    table = benchmark(model, images, **SMALL | {"batch_sizes": [64]})
+    dropped = table["drop_last"]
     assert set(table.loc[dropped, "reason"]) == {
         "not measured: zero batches: drop_last with batch size 64 and 50 images"
     }
+    assert table.loc[dropped, "images"].tolist() == [0] * 4
+    assert table.loc[dropped, "seconds"].isna().all()
     assert (table.loc[~dropped, "reason"] == "").all()
 
 
-def test_a_device_that_fails_on_the_way_leaves_the_other_rows(model, images, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("out of memory\nsecond line"), OSError("out of memory")])
+def test_a_device_that_fails_on_the_way_leaves_the_other_rows(model, images, monkeypatch, error):
     calls = []
 
     def fail_late(*args, batch_size):
         calls.append(batch_size)
-        if batch_size == 32 and len(calls) > 4:
-            raise RuntimeError("out of memory\nsecond line")
+        if batch_size == 32 and calls.count(32) > 2:
+            raise error
         return 1.0
 
     monkeypatch.setattr(timing, "batched_pass", fail_late)
-    table = benchmark(model, images, devices=[], batch_sizes=[16, 32], num_workers=[], repeats=3).set_index(
-        "batch_size"
-    )
+    table = benchmark(model, images, **SMALL | {"devices": [], "batch_sizes": [16, 32, 64], "repeats": 3})
+    table = table[table["path"] == "batched"].set_index("batch_size")
     assert table.loc[32, "reason"] == "not measured: out of memory"
     assert pd.isna(table.loc[32, "seconds"])
-    assert table.loc[16, "repeats"] == 3
+    assert table["repeats"].tolist() == [3, 0, 3]
+
+
+def test_a_device_that_disappears_leaves_the_other_rows(model, images, monkeypatch):
+    present = iter([["cpu", "mps"]])
+    monkeypatch.setattr(timing, "available_devices", lambda: next(present, ["cpu"]))
+    monkeypatch.setattr(timing, "resolve_device", lambda device: torch.device("cpu"))
+    table = benchmark(model, images, **SMALL | {"devices": ["mps", "cpu"]})
+    mps = table[table["device"] == "mps"]
+    assert mps["reason"].tolist() == [""] + ["not measured: no MPS device"] * 9
+    assert (table.loc[table["device"] == "cpu", "reason"] == "").all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_rows_say_that_there_is_no_device(run):
     cuda = load_benchmark(run).query("device == 'cuda'")
-    assert len(cuda) == 10  # 2 batch sizes × shuffle × drop_last, and 2 numbers of workers at batch size 256
+    # 2 batch sizes × shuffle × drop_last × 2 paths, 2 steps for 2 + 4 batch sizes, 2 paths for 4, 2 numbers of workers
+    assert len(cuda) == 16 + 12 + 8 + 2
     assert set(cuda["reason"]) == {"not measured: no CUDA device"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_is_timed(model, images):
-    table = benchmark(model, images, devices=["cuda"], batch_sizes=[16], num_workers=[], repeats=2)
+    table = benchmark(model, (images * 255).byte(), **SMALL | {"devices": ["cuda"], "repeats": 2})
     assert (table["reason"] == "").all()
     assert set(table["device"]) == {"cpu", "cuda"}
+    assert (table["mse"] < 1e-12).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_on_cuda_the_fast_path_gives_every_image_once_too(model, shuffle):
+    images = torch.randint(0, 256, (1000, 3, 32, 32)).byte()
+    device, options = torch.device("cuda"), {"batch_size": 16, "drop_last": False, "num_workers": 0, "path": "fast"}
+    run_pass = prepare_pass(model, images=images, device=device, shuffle=shuffle, **options)
+    outputs = torch.cat(run_pass(keep=True)[1])
+    expected = model(images / 255).detach()
+    where = torch.cdist(outputs.flatten(1), expected.flatten(1)).argmin(1)
+    assert len(where.unique()) == 1000
+    torch.testing.assert_close(outputs, expected[where], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +379,7 @@ def test_cuda_is_timed(model, images):
     [
         ({"repeats": 0}, "repeats: expected a whole number from 1, got 0"),
         ({"batch_sizes": [16, 0]}, "batch_sizes: expected a list of whole numbers from 1"),
+        ({"small_batch_sizes": [0]}, "small_batch_sizes: expected a list of whole numbers from 1"),
         ({"batch_sizes": []}, "batch_sizes: expected at least one"),
         ({"batch_sizes": 16}, "batch_sizes: expected a list of whole numbers from 1, got 16"),
         ({"num_workers": [-1]}, "num_workers: expected a list of whole numbers from 0"),
@@ -228,10 +388,23 @@ def test_cuda_is_timed(model, images):
 )
 def test_parameters_out_of_range_are_refused(model, images, wrong, message):
     with pytest.raises(ParameterError, match=message):
-        benchmark(model, images, **{"devices": [], "batch_sizes": [16], "num_workers": []} | wrong)
+        benchmark(model, images, **SMALL | {"devices": []} | wrong)
+
+
+def test_the_clock_is_megahertz_or_none(monkeypatch):
+    mhz = clock_mhz(torch.device("cpu"))
+    assert mhz is None or 100 < mhz < 10_000
+    monkeypatch.setattr(
+        "transformnet_lib.machine.Path.read_text", lambda self: "cpu MHz\t: 1000.5\ncpu MHz\t: 2000.5\n"
+    )
+    assert clock_mhz(torch.device("cpu")) == 1500.5
+    monkeypatch.setattr("transformnet_lib.machine.Path.read_text", lambda self: "no clock here\n")
+    assert clock_mhz(torch.device("cpu")) is None
 
 
 # The stage
+
+STAGE = {"devices": ["cpu", "cuda"], "batch_sizes": [16, 64], "num_workers": [0, 1], "repeats": 2}  # conftest's
 
 
 def test_the_stage_is_read_back_in_full_precision(run):
@@ -242,8 +415,32 @@ def test_the_stage_is_read_back_in_full_precision(run):
 
 def test_a_complete_benchmark_is_only_read(run, test_set, monkeypatch):
     monkeypatch.setattr(timing, "benchmark", None)
-    table = benchmark_run(run, test_set, devices=["cpu", "cuda"], batch_sizes=[16, 64], num_workers=[0, 1], repeats=2)
-    assert table.equals(load_benchmark(run))
+    assert benchmark_run(run, test_set, **STAGE).equals(load_benchmark(run))
+
+
+def test_an_interrupted_benchmark_goes_on_behind_the_last_group(run, test_set, tmp_path, monkeypatch):
+    mine = Run(shutil.copytree(run.path, tmp_path / "mine"))
+    options = SMALL | {"force": True}
+    measure, groups = timing.Bench.measure, []
+
+    def stop_at_the_third(bench, group):
+        groups.append(group)
+        if len(groups) == 3:
+            raise KeyboardInterrupt
+        return measure(bench, group)
+
+    monkeypatch.setattr(timing.Bench, "measure", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_run(mine, test_set, **options)
+    before = (mine.path / "benchmark.csv").read_text()
+    assert mine.info["stages"]["benchmark"]["status"] == "failed"
+    assert before.count("\n") == 1 + sum(map(len, groups[:2]))
+    table = benchmark_run(mine, test_set, **SMALL)
+    assert (mine.path / "benchmark.csv").read_text().startswith(before)
+    assert groups[3] == groups[2]  # the one that was interrupted, again
+    rows = [Setting(*row) for row in table[list(Setting.__dataclass_fields__)].itertuples(index=False)]
+    assert rows == [setting for group in groups[:2] + groups[3:] for setting in group]
+    assert set(rows) == set(settings(["cpu"], [16], [], []))
 
 
 def test_an_untrained_run_cannot_be_timed(tmp_path, test_set):

@@ -1,41 +1,60 @@
-"""The timing harness: two baselines, one timed pass of the model, and the sweep over settings.
+"""The timing harness: two baselines, one timed pass of the model along a path, and the sweep over settings.
 
 Every clock is `time.perf_counter`, read after the device has finished. Images, model and results are in memory before
 a clock starts; nothing is decoded from disk inside one.
+
+A path is a way to do the same work, and each differs from its neighbours in one thing, so that gains can be told apart:
+
+    path        loader                          model     storage
+    reference   row by row, as in the paper     eager     float32
+    loader      whole batches (`batch_loader`)  eager     float32
+    folded      row by row, as in the paper     folded    float32
+    fast        whole batches                   folded    uint8; on CUDA pinned memory and a CUDA graph too
 """
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
+from .data import BatchIndices, batch_loader
 from .errors import ParameterError
-from .machine import available_devices, resolve_device, synchronize
+from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
 from .runs import Run, describe_images
 from .training import load_model
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)  # images; the paper's
+SMALL_BATCH_SIZES = (1, 2, 4, 8)  # outside the paper's table: from which batch size on is which path ahead?
 NUM_WORKERS = (0, 1, 2)  # loader processes of the small sweep
 NUM_WORKERS_BATCH_SIZE = 256  # images; the batch size at which num_workers is swept, the paper's for training
 REPEATS = 5  # timed passes of each setting
-PATHS = ("reference",)
+PATHS = ("reference", "fast")  # measured for each of the paper's settings
+STEPS = ("loader", "folded")  # between the two; measured once a batch size, without shuffle and drop_last
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
 CHECKED_IMAGES = 2011  # of the output; no multiple of a usual batch size, so that a last, smaller batch is among them
+SEQUENTIAL_IMAGES = 1000  # of the baseline's pass that each round of repeats begins with; 0.07 s on a 2020s core
+# A median whose quartiles lie farther apart than this part of it is called noisy: the interquartile range at which
+# torch.utils.benchmark begins to warn (torch/utils/benchmark/utils/common.py, _IQR_WARN_THRESHOLD).
+NOISY_SPREAD = 0.1
+# What leaves a row without a time and the sweep going on: a setting that cannot be run, no memory, a lost device (both
+# are RuntimeErrors of PyTorch's), a loader process that cannot be started.
+NOT_MEASURED = (ParameterError, RuntimeError, MemoryError, OSError)
 
 # benchmark.csv: one row a measured setting. Baselines have no device setting of their own: they run on the CPU.
 BENCHMARK_COLUMNS = {
-    "path": "str",  # sequential, batched (both the pipeline) or reference (the model)
+    "path": "str",  # sequential, batched (both the pipeline), or one of PATHS and STEPS (the model)
     "device": "str",
     "batch_size": "int",
     "shuffle": "bool",
@@ -46,9 +65,15 @@ BENCHMARK_COLUMNS = {
     "seconds": "float",  # median over the repeats, as are q1 and q3
     "q1": "float",
     "q3": "float",
+    "noisy": "bool",  # the quartiles are farther apart than NOISY_SPREAD of the median
     "images_per_second": "float",
+    "sequential_seconds_per_image": "float",  # median of the baseline's passes that took turns with this row's
     "speedup": "float",  # sequential seconds per image ÷ this row's seconds per image
     "mse": "float",  # of this row's output against the ground truth, before timing
+    "setup_seconds": "float",  # what is done once, outside the clock: loader, folding, pinning, graph capture
+    "threads": "int",  # of PyTorch on the CPU
+    "load_average": "float",  # processes running or waiting, over the last minute; none where not readable
+    "clock_mhz": "float",  # of the row's device, after the last repeat; none where not readable
     "raw_seconds": "str",  # every repeat, separated by spaces
     "reason": "str",  # why there is no time; empty where there is one
 }
@@ -56,7 +81,7 @@ BENCHMARK_COLUMNS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One row to measure."""
+    """One row to measure. Those that differ in `path` alone are measured together."""
 
     path: str
     device: str
@@ -65,9 +90,24 @@ class Setting:
     drop_last: bool = False
     num_workers: int = 0
 
+    @property
+    def group(self) -> "Setting":
+        """What this row shares with those that are measured with it."""
+        return self if self.path == "sequential" else replace(self, path="")
+
+    def offered(self, count: int) -> int:
+        """How many of `count` images are given to a pass: below the paper's batch sizes as many *batches* as at 16.
+
+        Else batch size 1 would take longer than all others together.
+        """
+        return max(1, count * min(self.batch_size, BATCH_SIZES[0]) // BATCH_SIZES[0])
+
     def images(self, count: int) -> int:
         """How many of `count` images one pass processes."""
-        return count - count % self.batch_size if self.drop_last else count
+        if self.path == "sequential":
+            return count
+        offered = self.offered(count)
+        return offered - offered % self.batch_size if self.drop_last else offered
 
 
 def sequential_pass(pipeline: Pipeline, images: Tensor) -> float:
@@ -104,19 +144,20 @@ def test_inference_time(
     """One timed pass of `model` over `images` (n, 3, h, w; float32 in [0, 1] or uint8); wall time in seconds.
 
     `path="reference"` is the paper's protocol: a DataLoader over a TensorDataset of float32 images, the eager model in
-    eval mode, the copy to the device inside the clock. What is done once per use is outside it: the conversion to
-    float32, moving the model, building the loader. Raises ParameterError for a setting that cannot be run.
+    eval mode, the copy to the device inside the clock. `path="fast"` is what this library recommends, with the images
+    stored as they are given (uint8 is the faster). What is done once per use is outside the clock: the conversion to
+    float32 of the other paths, moving or folding the model, building the loader, pinning, graph capture.
+    Raises ParameterError for a setting that cannot be run.
     """
-    if path not in PATHS:
-        raise ParameterError(f"path: expected one of {', '.join(PATHS)}, got {path!r}")
-    run_pass = reference_pass(
+    run_pass = prepare_pass(
         model,
-        images=to_float(images),
+        images=images,
         device=resolve_device(device),
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,
         num_workers=num_workers,
+        path=path,
     )
     seconds, _ = run_pass()
     return seconds
@@ -125,7 +166,8 @@ def test_inference_time(
 test_inference_time.__test__ = False  # its name is the paper's; pytest leaves it alone
 
 
-def reference_pass(
+@torch.inference_mode()
+def prepare_pass(
     model: TransformNet,
     *,
     images: Tensor,
@@ -134,23 +176,38 @@ def reference_pass(
     shuffle: bool,
     drop_last: bool,
     num_workers: int,
+    path: str,
 ) -> Callable[..., tuple[float, list[Tensor]]]:
-    """Prepare the paper's protocol; each call of the answer is one pass: (seconds, outputs if `keep` else [])."""
+    """Set up one path; each call of the answer is one pass: (seconds, outputs on the CPU if `keep` else [])."""
+    if path not in PATHS + STEPS:
+        raise ParameterError(f"path: expected one of {', '.join(PATHS + STEPS)}, got {path!r}")
     if type(batch_size) is not int or batch_size < 1:
         raise ParameterError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
     if type(num_workers) is not int or num_workers < 0:
         raise ParameterError(f"num_workers: expected a whole number from 0, got {num_workers!r}")
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ParameterError(f"expected images of shape (count, 3, height, width), got {tuple(images.shape)}")
     if drop_last and len(images) < batch_size:
         raise ParameterError(f"zero batches: drop_last with batch size {batch_size} and {len(images)} images")
-    loader = DataLoader(
-        TensorDataset(images),
-        batch_size=batch_size,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        num_workers=num_workers,
-        generator=torch.Generator().manual_seed(0),  # else every pass would use up the global generator
-    )
-    model = copy.deepcopy(model).to(device).eval()  # the caller's stays where it is, for the other devices
+    batches = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
+    network = copy.deepcopy(model).to(device).eval()  # the caller's stays where it is, for the other devices
+    if path in ("folded", "fast"):
+        network = network.folded()
+    if path == "fast" and device.type == "cuda" and num_workers == 0:
+        return graphed_pass(network, images=images, device=device, **batches)
+    if path in ("loader", "fast"):
+        images = images if path == "fast" else to_float(images)
+        loader = batch_loader(images, num_workers=num_workers, **batches)
+    else:
+        images = to_float(images)
+        loader = DataLoader(
+            TensorDataset(images),
+            num_workers=num_workers,
+            generator=torch.Generator().manual_seed(0),  # else every pass would use up the global generator
+            **batches,
+        )
+    for size in {min(batch_size, len(images)), len(images) % batch_size} - {0}:
+        network(images[:size].to(device))  # the folded model makes its matrices
 
     @torch.inference_mode()
     def run_pass(keep: bool = False) -> tuple[float, list[Tensor]]:
@@ -158,7 +215,7 @@ def reference_pass(
         synchronize(device)
         start = time.perf_counter()
         for (batch,) in loader:
-            output = model(batch.to(device))
+            output = network(batch.to(device))
             if keep:
                 outputs.append(output.cpu())
         synchronize(device)
@@ -167,13 +224,105 @@ def reference_pass(
     return run_pass
 
 
+class PinnedBatches(Dataset):
+    """Images (count, 3, height, width) in pinned memory, from where CUDA copies while the CPU goes on.
+
+    A batch in order is a view of them. A shuffled one is gathered straight into one of two pinned buffers; `turn` says
+    which, and whoever copies it away records `copied[turn]`, so that a buffer is not filled before its copy has ended.
+    """
+
+    def __init__(self, images: Tensor, batch_size: int):
+        self.images = images.pin_memory()
+        self.buffers = [images.new_empty(batch_size, *images.shape[1:]).pin_memory() for _ in range(2)]
+        self.copied = [torch.cuda.Event() for _ in range(2)]
+        self.turn = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | Tensor) -> tuple[Tensor]:
+        self.turn = 1 - self.turn
+        if isinstance(index, slice):
+            return (self.images[index],)
+        self.copied[self.turn].synchronize()
+        return (torch.index_select(self.images, 0, index, out=self.buffers[self.turn][: len(index)]),)
+
+
+def capture(network: nn.Module, batch: Tensor) -> tuple[Callable[[], None], Tensor]:
+    """Capture `network(batch)` as a CUDA graph: what replays it, and the output that each replay fills anew."""
+    side = torch.cuda.Stream(batch.device)
+    side.wait_stream(torch.cuda.current_stream(batch.device))
+    with torch.cuda.stream(side):
+        network(batch)  # warm-up, which makes what must not be made while capturing: matrices, cuBLAS' workspace
+    torch.cuda.current_stream(batch.device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = network(batch)
+    return graph.replay, output
+
+
+def graphed_pass(
+    network: nn.Module, *, images: Tensor, device: torch.device, batch_size: int, shuffle: bool, drop_last: bool
+) -> Callable[..., tuple[float, list[Tensor]]]:
+    """The fast path on CUDA: while one batch is computed, the next is copied on a stream of its own.
+
+    There are two of everything: pinned buffer, input and output on the device, graph. A batch's output is valid until
+    the second batch after it. A smaller last batch runs the whole graph, and what lies behind it is not looked at.
+    """
+    source = PinnedBatches(images, batch_size)
+    generator = torch.Generator().manual_seed(0)
+    indices = BatchIndices(
+        len(images), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, generator=generator
+    )
+    loader = DataLoader(source, sampler=indices, batch_size=None, collate_fn=tuple, generator=generator)
+    with torch.cuda.device(device):
+        inputs = [images.new_zeros(batch_size, *images.shape[1:], device=device) for _ in range(2)]
+        graphs = [capture(network, batch) for batch in inputs]
+        copying, computed = torch.cuda.Stream(), [torch.cuda.Event() for _ in range(2)]
+
+    @torch.inference_mode()
+    def run_pass(keep: bool = False) -> tuple[float, list[Tensor]]:
+        outputs = []
+        with torch.cuda.device(device):
+            computing = torch.cuda.current_stream()
+            synchronize(device)
+            start = time.perf_counter()
+            for (batch,) in loader:
+                k, (replay, output) = source.turn, graphs[source.turn]
+                with torch.cuda.stream(copying):
+                    copying.wait_event(computed[k])  # the graph that read this input two batches ago
+                    inputs[k][: len(batch)].copy_(batch, non_blocking=True)
+                    source.copied[k].record(copying)
+                computing.wait_event(source.copied[k])
+                replay()
+                computed[k].record(computing)
+                if keep:
+                    outputs.append(output[: len(batch)].to("cpu", copy=True))
+            synchronize(device)
+            return time.perf_counter() - start, outputs
+
+    return run_pass
+
+
 def settings(
-    devices: Sequence[str], batch_sizes: Sequence[int] = BATCH_SIZES, num_workers: Sequence[int] = NUM_WORKERS
+    devices: Sequence[str],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    num_workers: Sequence[int] = NUM_WORKERS,
+    small_batch_sizes: Sequence[int] = SMALL_BATCH_SIZES,
 ) -> list[Setting]:
-    """The paper's sweep, device × batch size × shuffle × drop_last, then the small sweep of num_workers."""
-    rows = [
-        Setting("reference", device, batch_size, shuffle, drop_last)
-        for device, shuffle, drop_last, batch_size in product(devices, (True, False), (True, False), batch_sizes)
+    """The rows of a benchmark, group by group.
+
+    Baselines come first: the pipeline image by image and in batches. Then both paths over the paper's sweep, device ×
+    shuffle × drop_last × batch size, with the steps between the paths where neither shuffle nor drop_last is on; small
+    batch sizes likewise; last the reference path over num_workers.
+    """
+    sizes = [*batch_sizes, *small_batch_sizes]
+    rows = [Setting("sequential", "cpu", 1)] + [Setting("batched", "cpu", size) for size in sizes]
+    rows += [
+        Setting(path, device, size, shuffle, drop_last)
+        for device, shuffle, drop_last, size in product(devices, (True, False), (True, False), sizes)
+        for path in (PATHS if shuffle or drop_last else PATHS + STEPS)
+        if size in batch_sizes or not (shuffle or drop_last)
     ]
     rows += [
         Setting("reference", device, NUM_WORKERS_BATCH_SIZE, num_workers=workers)
@@ -182,11 +331,14 @@ def settings(
     return list(dict.fromkeys(rows))
 
 
-def check_sweep(*, batch_sizes: Sequence[int], num_workers: Sequence[int], repeats: int) -> None:
+def check_sweep(
+    *, batch_sizes: Sequence[int], num_workers: Sequence[int], repeats: int, small_batch_sizes: Sequence[int] = ()
+) -> None:
     """Raise ParameterError for a sweep that cannot be run."""
     if type(repeats) is not int or repeats < 1:
         raise ParameterError(f"repeats: expected a whole number from 1, got {repeats!r}")
-    for name, values, least in (("batch_sizes", batch_sizes, 1), ("num_workers", num_workers, 0)):
+    numbers = {"batch_sizes": (batch_sizes, 1), "small_batch_sizes": (small_batch_sizes, 1)}
+    for name, (values, least) in (numbers | {"num_workers": (num_workers, 0)}).items():
         if not isinstance(values, list | tuple) or any(type(value) is not int or value < least for value in values):
             raise ParameterError(f"{name}: expected a list of whole numbers from {least}, got {values!r}")
     if not batch_sizes:
@@ -201,75 +353,106 @@ def benchmark(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     num_workers: Sequence[int] = NUM_WORKERS,
     repeats: int = REPEATS,
+    small_batch_sizes: Sequence[int] = SMALL_BATCH_SIZES,
+    done: pd.DataFrame | None = None,
+    save: Callable[[pd.DataFrame], None] = lambda table: None,
 ) -> pd.DataFrame:
     """Measure the baselines and every setting on `images` (n, 3, h, w; uint8 or float32 in [0, 1]).
 
-    Returns one row a setting with the columns `BENCHMARK_COLUMNS`. Each setting is first run on `CHECKED_IMAGES` to
-    check its output against the ground truth, which also warms it up; then on all, `repeats` times, taking turns with
-    the others so that a busy moment hits all alike. A setting that cannot be measured keeps its row, with the reason
-    and without a time.
+    Returns one row a setting with the columns `BENCHMARK_COLUMNS`. Rows that differ in the path alone form a group, and
+    groups are measured one after the other. Each row of a group is first run on `CHECKED_IMAGES` to check its output
+    against the ground truth, which also warms it up; then on all images, `repeats` times. In each repeat the rows of
+    the group take turns, after the pipeline applied to `SEQUENTIAL_IMAGES` image by image. So each row's baseline is of
+    the same seconds and the same process: neither a busy hour nor an interruption comes between the two.
+    A row that cannot be measured stays, with the reason and without a time.
+
+    After each group `save` gets all rows so far. Given as `done` to another call, they are not measured again.
     """
-    check_sweep(batch_sizes=batch_sizes, num_workers=num_workers, repeats=repeats)
-    images = to_float(images)
-    pipeline = model.pipeline
-    with torch.inference_mode():
-        targets = torch.cat([pipeline(chunk) for chunk in images.split(512)])
-
-    passes: dict[Setting, Callable[[], float]] = {
-        Setting("sequential", "cpu", 1): lambda: sequential_pass(pipeline, images)
-    }
-    for size in batch_sizes:
-        passes[Setting("batched", "cpu", size)] = lambda size=size: batched_pass(pipeline, images, batch_size=size)
-    for baseline in passes.values():
-        baseline()  # warm-up
-    mses, reasons = dict.fromkeys(passes, 0.0), {}
-    raw_seconds: dict[Setting, list[float]] = {setting: [] for setting in passes}
+    check_sweep(batch_sizes=batch_sizes, num_workers=num_workers, repeats=repeats, small_batch_sizes=small_batch_sizes)
+    for device in devices:
+        if device.partition(":")[0] not in ("cuda", "mps"):  # whose absence the rows state
+            resolve_device(device)
+    bench = Bench(model, images, repeats)
+    rows = [] if done is None else done.to_dict("records")
+    finished = {Setting(*(row[name] for name in Setting.__dataclass_fields__)) for row in rows}
+    groups: dict[Setting, list[Setting]] = {}
+    for setting in settings(devices, batch_sizes, num_workers, small_batch_sizes):
+        if setting not in finished:
+            groups.setdefault(setting.group, []).append(setting)
     with float32_exactly():
-        for setting in tqdm(settings(devices, batch_sizes, num_workers), desc="check", unit="setting", leave=False):
-            raw_seconds[setting] = []
-            prepared = _checked_pass(model, images, targets, setting)
-            if isinstance(prepared, str):
-                reasons[setting] = prepared
-            else:
-                passes[setting], mses[setting] = prepared
-        for _ in tqdm(range(repeats), desc="measure", unit="round", leave=False):
-            for setting in passes:
+        for group in tqdm(groups.values(), desc="measure", unit="setting", leave=False):
+            rows += bench.measure(group)
+            save(pd.DataFrame(rows, columns=list(BENCHMARK_COLUMNS)))
+    return pd.DataFrame(rows, columns=list(BENCHMARK_COLUMNS))
+
+
+class Bench:
+    """What the rows of a benchmark have in common: the model, the images, their ground truth, how often to repeat."""
+
+    def __init__(self, model: TransformNet, images: Tensor, repeats: int):
+        self.model, self.images, self.floats, self.repeats = model, images, to_float(images), repeats
+        with torch.inference_mode():
+            self.targets = torch.cat([model.pipeline(chunk) for chunk in self.floats.split(512)])
+        sequential_pass(model.pipeline, self.floats[:SEQUENTIAL_IMAGES])  # warm-up
+
+    def measure(self, group: list[Setting]) -> list[dict]:
+        """Measure the rows of one group, taking turns with each other and the baseline."""
+        load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # Windows has none
+        passes, facts = {}, {}
+        raw_seconds: dict[Setting, list[float]] = {setting: [] for setting in group}
+        for setting in group:
+            facts[setting] = {"threads": torch.get_num_threads(), "load_average": load_average}
+            try:
+                passes[setting] = self.prepare(setting, facts[setting])
+            except NOT_MEASURED as error:
+                facts[setting]["reason"] = not_measured(error)
+        baseline, sequential_seconds = self.floats[:SEQUENTIAL_IMAGES], []
+        for _ in range(self.repeats if passes else 0):
+            sequential_seconds.append(sequential_pass(self.model.pipeline, baseline))
+            for setting in list(passes):
                 try:
-                    if setting not in reasons:
-                        raw_seconds[setting].append(passes[setting]())
-                except RuntimeError as error:  # out of memory, or the device is gone
-                    reasons[setting] = _not_measured(error)
-    return summarise(raw_seconds, mses=mses, reasons=reasons, count=len(images))
+                    raw_seconds[setting].append(passes[setting]())
+                except NOT_MEASURED as error:  # out of memory, or the device is gone
+                    facts[setting]["reason"] = not_measured(error)
+                    del passes[setting]
+        for setting in passes:
+            facts[setting]["clock_mhz"] = clock_mhz(resolve_device(setting.device))
+            per_image = statistics.median(sequential_seconds) / len(baseline)
+            facts[setting]["sequential_seconds_per_image"] = per_image
+        return [
+            summarise(setting, seconds, count=len(self.images), **facts[setting])
+            for setting, seconds in raw_seconds.items()
+        ]
 
-
-def _checked_pass(
-    model: TransformNet, images: Tensor, targets: Tensor, setting: Setting
-) -> tuple[Callable[[], float], float] | str:
-    """One setting's timed pass and its MSE against the ground truth, or why there is none."""
-    kind = setting.device.partition(":")[0]
-    if kind in ("cuda", "mps") and kind not in available_devices():
-        return f"not measured: no {kind.upper()} device"
-    prepare = {
-        "device": resolve_device(setting.device),
-        "batch_size": setting.batch_size,
-        "drop_last": setting.drop_last,
-        "num_workers": setting.num_workers,
-    }
-    try:
-        run_pass = reference_pass(model, images=images, shuffle=setting.shuffle, **prepare)
+    def prepare(self, setting: Setting, facts: dict) -> Callable[[], float]:
+        """One row's timed pass, warmed up; its MSE against the ground truth and set-up time go into `facts`."""
+        count, pipeline = setting.offered(len(self.images)), self.model.pipeline
+        facts["mse"] = 0.0
+        if setting.path == "sequential":
+            return lambda: sequential_pass(pipeline, self.floats)
+        if setting.path == "batched":
+            batched_pass(pipeline, self.floats[:CHECKED_IMAGES], batch_size=setting.batch_size)
+            return lambda: batched_pass(pipeline, self.floats[:count], batch_size=setting.batch_size)
+        kind = setting.device.partition(":")[0]
+        if kind in ("cuda", "mps") and kind not in available_devices():
+            raise ParameterError(f"no {kind.upper()} device")
+        images = (self.images if setting.path == "fast" else self.floats)[:count]
+        options = asdict(setting) | {"device": resolve_device(setting.device)}
+        start = time.perf_counter()
+        run_pass = prepare_pass(self.model, images=images, **options)
+        facts["setup_seconds"] = time.perf_counter() - start
         # Checked in order, so that outputs and targets can be compared; shuffling only permutes them.
         checked = images[: max(CHECKED_IMAGES, 2 * setting.batch_size + 1)]
-        outputs = torch.cat(reference_pass(model, images=checked, shuffle=False, **prepare)(keep=True)[1])
-        mse = (outputs - targets[: len(outputs)]).square().mean().item()
+        outputs = torch.cat(prepare_pass(self.model, images=checked, **options | {"shuffle": False})(keep=True)[1])
+        facts["mse"] = mse = (outputs - self.targets[: len(outputs)]).square().mean().item()
         if not mse <= MAX_MSE:
-            return f"not measured: output differs from the ground truth (MSE {mse:.3g}, more than {MAX_MSE:g})"
-        return (lambda: run_pass()[0]), mse
-    except (RuntimeError, ParameterError) as error:
-        return _not_measured(error)
+            raise ParameterError(f"output differs from the ground truth (MSE {mse:.3g}, more than {MAX_MSE:g})")
+        return lambda: run_pass()[0]
 
 
-def _not_measured(error: Exception) -> str:
-    return f"not measured: {str(error).splitlines()[0][:200]}"
+def not_measured(error: Exception) -> str:
+    """The reason in a row without a time: one line, and not endless."""
+    return f"not measured: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
 
 
 @contextmanager
@@ -284,38 +467,38 @@ def float32_exactly() -> Iterator[None]:
 
 
 def summarise(
-    raw_seconds: dict[Setting, list[float]], *, mses: dict[Setting, float], reasons: dict[Setting, str], count: int
-) -> pd.DataFrame:
-    """Turn raw wall times (seconds, by setting, over `count` images) into the benchmark's rows.
+    setting: Setting,
+    seconds: list[float],
+    *,
+    count: int,
+    sequential_seconds_per_image: float | None = None,
+    reason: str = "",
+    **facts,
+) -> dict:
+    """One row: the statistics of raw wall times (seconds, one a repeat, over `count` images offered), and `facts`.
 
     The quartiles are those of `statistics.quantiles(method="inclusive")`; one repeat is its own median and quartiles.
     """
-    (sequential,) = [seconds for setting, seconds in raw_seconds.items() if setting.path == "sequential"]
-    sequential_per_image = statistics.median(sequential) / count
-    rows = []
-    for setting, seconds in raw_seconds.items():
-        images = setting.images(count)
-        seconds = [] if setting in reasons else seconds  # a row that failed on the way has no time
-        row = {
-            "path": setting.path,
-            "device": setting.device,
-            "batch_size": setting.batch_size,
-            "shuffle": setting.shuffle,
-            "drop_last": setting.drop_last,
-            "num_workers": setting.num_workers,
-            "images": images,
-            "repeats": len(seconds),
-            "mse": mses.get(setting),
-            "raw_seconds": " ".join(map(repr, seconds)),
-            "reason": reasons.get(setting, ""),
+    images = setting.images(count)
+    seconds = [] if reason else seconds  # a row that failed on the way has no time
+    row = asdict(setting) | facts
+    row |= {"images": images, "repeats": len(seconds), "reason": reason, "noisy": False}
+    row["raw_seconds"] = " ".join(map(repr, seconds))
+    if seconds:
+        quartiles = statistics.quantiles(seconds, method="inclusive") if len(seconds) > 1 else seconds * 3
+        q1, median, q3 = quartiles
+        if setting.path == "sequential":  # its own baseline
+            sequential_seconds_per_image = median / images
+        row |= {
+            "q1": q1,
+            "seconds": median,
+            "q3": q3,
+            "noisy": q3 - q1 > NOISY_SPREAD * median,
+            "images_per_second": images / median,
+            "sequential_seconds_per_image": sequential_seconds_per_image,
+            "speedup": sequential_seconds_per_image / (median / images),
         }
-        if seconds:
-            quartiles = statistics.quantiles(seconds, method="inclusive") if len(seconds) > 1 else seconds * 3
-            row |= dict(zip(("q1", "seconds", "q3"), quartiles, strict=True))
-            row["images_per_second"] = images / row["seconds"]
-            row["speedup"] = sequential_per_image / (row["seconds"] / images)
-        rows.append(row)
-    return pd.DataFrame(rows, columns=list(BENCHMARK_COLUMNS))
+    return row
 
 
 def benchmark_run(
@@ -326,13 +509,17 @@ def benchmark_run(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     num_workers: Sequence[int] = NUM_WORKERS,
     repeats: int = REPEATS,
+    small_batch_sizes: Sequence[int] = SMALL_BATCH_SIZES,
     force: bool = False,
 ) -> pd.DataFrame:
     """A run's `benchmark` stage: `benchmark` with the run's model on `dataset`'s images, into benchmark.csv.
 
     `devices` empty means the device that the run was trained on, and CUDA, whose rows say so where there is none.
+    The table is written after each group of rows, and a benchmark that was interrupted goes on with the next one.
     """
-    check_sweep(batch_sizes=batch_sizes, num_workers=num_workers, repeats=repeats)  # before anything is discarded
+    check_sweep(  # before anything is discarded
+        batch_sizes=batch_sizes, num_workers=num_workers, repeats=repeats, small_batch_sizes=small_batch_sizes
+    )
     if not isinstance(devices, list | tuple):
         raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
     trained_on = run.stage_info("train")["environment"]["device"]
@@ -345,16 +532,26 @@ def benchmark_run(
         "batch_sizes": list(batch_sizes),
         "num_workers": list(num_workers),
         "repeats": repeats,
+        "small_batch_sizes": list(small_batch_sizes),
     }
     device = resolve_device(devices[0] if devices[0].partition(":")[0] in available_devices() else "cpu")
     with run.stage("benchmark", parameters, images=describe_images(dataset), device=device, force=force) as results:
         if results is not None:
-            run.write_table("benchmark.csv", benchmark(load_model(run), dataset.images, **parameters))
+            done = read_benchmark(run) if (run.path / "benchmark.csv").exists() else None
+
+            def save(table: pd.DataFrame) -> None:
+                run.write_table("benchmark.csv", table)
+
+            benchmark(load_model(run), dataset.images, **parameters, done=done, save=save)
     return load_benchmark(run)
 
 
 def load_benchmark(run: Run) -> pd.DataFrame:
     """The rows of a run's complete `benchmark` stage, as `benchmark` returned them."""
     run.require("benchmark")
-    table = run.read_table("benchmark.csv", BENCHMARK_COLUMNS)
-    return table.fillna({"raw_seconds": "", "reason": ""})
+    return read_benchmark(run)
+
+
+def read_benchmark(run: Run) -> pd.DataFrame:
+    """The rows that benchmark.csv holds by now, all of them measured or with the reason why not."""
+    return run.read_table("benchmark.csv", BENCHMARK_COLUMNS).fillna({"raw_seconds": "", "reason": ""})

@@ -86,6 +86,8 @@ def load_images(
         raise ParameterError(f"limit: expected a whole number from 1, or none for all images, got {limit!r}")
     if image_size is not None and not (type(image_size) is int and 1 <= image_size <= MAX_SIZE):
         raise ParameterError(f"image_size: expected a whole number from 1 to {MAX_SIZE}, or none, got {image_size!r}")
+    if type(train) is not bool:
+        raise ParameterError(f"train: expected True or False, got {train!r}")
     if fit not in FITS:
         raise ParameterError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     split = "train" if train else "test"
@@ -270,6 +272,8 @@ class CustomDataset(Dataset):
         image_size: int | None = None,
         pipeline: Pipeline | None = None,
     ):
+        if type(cache) is not bool:
+            raise ParameterError(f"cache: expected True or False, got {cache!r}")
         loaded = load_images(data, train=train, data_path=data_path, limit=limit, fit=fit, image_size=image_size)
         # What was asked for, so that a run can load its other split
         self.request = {
@@ -279,10 +283,15 @@ class CustomDataset(Dataset):
             "fit": fit,
             "image_size": image_size,
         }
-        self.source, self.split, self.fingerprint = loaded.source, loaded.split, loaded.fingerprint
+        self.source, self.split = loaded.source, loaded.split
         self.images = loaded.pixels
         self.pipeline = pipeline or Pipeline()
         self.targets = self.compute_targets() if cache else None
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the images as they are now, so that a run notices if somebody changed them."""
+        return Images(self.images, self.source, self.split).fingerprint
 
     def compute_targets(self) -> Tensor:
         """The pipeline's output for every image, float32 `(count, 1, *pipeline.size)` in [0, 1]."""
@@ -294,6 +303,38 @@ class CustomDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         image = to_float(self.images[i])
         return image, self.pipeline(image) if self.targets is None else self.targets[i]
+
+
+def check_pairs(dataset: CustomDataset) -> None:
+    """Raise DataError, naming the image, unless `dataset` holds images in [0, 1] and finite targets of their shape.
+
+    What `load_images` gives always passes; a subclass, or tensors set by hand, may not.
+    """
+    images, targets = dataset.images, dataset.targets
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise DataError(f"images: expected shape (count, 3, height, width), got {tuple(images.shape)}")
+    if images.dtype != torch.uint8:
+        if not images.is_floating_point():
+            raise DataError(f"images: expected uint8, or floats in [0, 1], got {_dtype(images)}")
+        _refuse_outside("image", images)
+    if targets is not None:
+        shape = (len(images), 1, *dataset.pipeline.size)
+        if targets.shape != shape or targets.dtype != torch.float32:
+            raise DataError(f"targets: expected float32 {shape}, got {_dtype(targets)} {tuple(targets.shape)}")
+        _refuse_outside("target", targets)
+
+
+def _refuse_outside(what: str, values: Tensor) -> None:
+    for start in range(0, len(values), TARGET_BATCH):
+        flat = values[start : start + TARGET_BATCH].flatten(1)
+        wrong = ~((flat >= 0) & (flat <= 1))  # NaN is neither
+        if wrong.any():
+            i = wrong.any(1).nonzero()[0].item()
+            raise DataError(f"{what} {start + i}: expected values from 0 to 1, got {flat[i][wrong[i]][0].item()}")
+
+
+def _dtype(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
 
 
 def split_indices(count: int, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:

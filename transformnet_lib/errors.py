@@ -24,6 +24,14 @@ class TrainingError(TransformnetError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class TrainingInterrupted(TransformnetError):
+    """Somebody stopped a training (Ctrl-C, or Interrupt in JupyterLab); what it has so far is saved in its run."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: nothing went wrong, so the message will do."""
+        return [str(self)]
+
+
 class NotebookError(TransformnetError):
     """A notebook failed or did not run to its end."""
 

@@ -28,7 +28,7 @@ from .errors import ParameterError, RunError
 from .machine import environment, git_commit
 from .pipeline import Pipeline
 
-FORMAT = 1  # of the run directory; raised when a reader of the old one would go wrong
+FORMAT = 2  # of the run directory; raised when a reader of the old one would go wrong
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, so a larger one is refused unread
 LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
 
@@ -37,9 +37,18 @@ STAGE_FILES = {
     "train": ("history.csv", "weights.pt", "checkpoint.pt", "tensorboard"),
     "compare": ("examples.npz",),
     "benchmark": ("benchmark.csv",),
+    "study": ("seeds.csv",),
 }
 
-HISTORY_COLUMNS = {"epoch": "int", "train_mse": "float", "val_mse": "float", "epoch_seconds": "float"}
+HISTORY_COLUMNS = {
+    "epoch": "int",
+    "train_mse": "float",
+    "val_mse": "float",
+    "epoch_seconds": "float",
+    "red": "float",
+    "green": "float",
+    "blue": "float",
+}
 EXAMPLE_ARRAYS = {  # their dtype and rank
     "indices": ("int64", 1),
     "inputs": ("uint8", 4),
@@ -242,7 +251,7 @@ class Run:
         return self.info["stages"].get(name, {}).get("status") == "complete"
 
     def history(self) -> pd.DataFrame:
-        """One row an epoch: epoch (from 1), train_mse, val_mse, epoch_seconds."""
+        """One row an epoch: epoch (from 1), train_mse, val_mse, epoch_seconds; weights after it: red, green, blue."""
         self.require("train")
         return self.read_table("history.csv", HISTORY_COLUMNS)
 
@@ -253,6 +262,9 @@ class Run:
         shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
         if shapes != {"mix.weight": (1, 3, 1, 1)} or not state["mix.weight"].is_floating_point():
             raise RunError(f"{self.path}/weights.pt: expected only mix.weight (1, 3, 1, 1), float, got {_line(shapes)}")
+        if not state["mix.weight"].isfinite().all():
+            got = state["mix.weight"].flatten().tolist()
+            raise RunError(f"{self.path}/weights.pt: expected finite weights, got {got}; train anew with --force")
         return state
 
     def examples(self) -> dict[str, np.ndarray]:
@@ -427,10 +439,9 @@ class Run:
         same_images = record["images"]["fingerprint"] == images["fingerprint"]  # wherever they lie by now
         old = record["parameters"] | {"images": _brief(record["images"])}
         new = parameters | {"images": old["images"] if same_images else _brief(images)}
-        differing = [f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
-        if differing:
+        if differing := differences(old, new):
             raise RunError(
-                f"{self.path}: stage {name} was made with other parameters ({'; '.join(differing)}); "
+                f"{self.path}: stage {name} was made with other parameters ({differing}); "
                 "take another run_dir, or force=True (--force) to make it anew"
             )
 
@@ -456,6 +467,11 @@ class Run:
 def _empty_info() -> dict:
     """What run.json says of a run before its first stage."""
     return {"format": FORMAT, "stages": {}}
+
+
+def differences(old: dict, new: dict) -> str:
+    """What differs between two dicts of plain values, in words: "lr: 0.1 → 0.2; …", or "" for nothing."""
+    return "; ".join(f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key))
 
 
 def _float(text: str) -> float:

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, train
 from transformnet_lib import runs as runs_module
-from transformnet_lib.errors import ParameterError, RunError, TrainingInterrupted
+from transformnet_lib.errors import Interrupted, ParameterError, RunError
 from transformnet_lib.training import Trainer, load_training
 
 COLUMNS = ["epoch", "train_mse", "val_mse", "red", "green", "blue"]  # of the history, times aside
@@ -151,7 +151,7 @@ def test_ctrl_c_saves_the_best_weights_and_says_how_to_go_on(
             raise KeyboardInterrupt
         step(self, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted) as caught:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
         patch.setattr(Trainer, "step", interrupted)
         train(train_set, config(), run=run)
     said = str(caught.value)
@@ -172,7 +172,7 @@ def test_ctrl_c_saves_the_best_weights_and_says_how_to_go_on(
 
 def interrupt_after(epochs: int, dataset: CustomDataset, run: Run) -> dict:
     """Interrupt a training in `run` after so many epochs, and return its checkpoint."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         run_epoch = Trainer.run_epoch
 
         def until(self):

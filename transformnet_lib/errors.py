@@ -24,8 +24,8 @@ class TrainingError(TransformnetError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
-class TrainingInterrupted(TransformnetError):
-    """Somebody stopped a training (Ctrl-C, or Interrupt in JupyterLab); what it has so far is saved in its run."""
+class Interrupted(TransformnetError):
+    """Somebody stopped the work (Ctrl-C, or Interrupt in JupyterLab); what is finished is kept."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows instead of a traceback: nothing went wrong, so the message will do."""
@@ -34,10 +34,6 @@ class TrainingInterrupted(TransformnetError):
 
 class NotebookError(TransformnetError):
     """A notebook failed or did not run to its end."""
-
-
-class Interrupted(TransformnetError):
-    """The user stopped the work; what is finished is kept, and the same command goes on."""
 
 
 class ExportError(TransformnetError):

@@ -5,7 +5,7 @@ colour-blind readers, and every line differs from the others in its dash or mark
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +18,7 @@ TEXT_WIDTH = 6.3  # inches, 160 mm
 
 # Okabe and Ito, "Color Universal Design" (2008), https://jfly.uni-koeln.de/color/; yellow left out: too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+CHANNEL_COLOURS = ("#D55E00", "#009E73", "#0072B2")  # of red, green and blue: vermilion, bluish green, blue
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
@@ -112,6 +113,40 @@ def history_curves(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str)
     ax.set_ylabel(UNITS[column])
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
+    return ax
+
+
+def weight_paths(ax: Axes, path: pd.DataFrame, optimum: Sequence[float]) -> Axes:
+    """Draw the three weights after each epoch of one training, and dotted lines where the optimum has them.
+
+    `path` has the columns epoch (0 is the start), red, green, blue; `optimum` is (red, green, blue).
+    """
+    for k, (name, best) in enumerate(zip(("red", "green", "blue"), optimum, strict=True)):
+        colour = CHANNEL_COLOURS[k]
+        ax.axhline(best, color=colour, linestyle=":", linewidth=1.2)
+        ax.plot(path["epoch"], path[name], color=colour, marker=MARKERS[k], linestyle=DASHES[k], label=name)
+    ax.set_xlabel("epoch (0: the random start)")
+    ax.set_ylabel("weight")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    return ax
+
+
+def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
+    """Draw each training's largest weight error against its seed, a marker a preset; dead starts are crossed out.
+
+    `seeds` has the columns of `study.SEED_COLUMNS`.
+    """
+    for k, (preset, rows) in enumerate(seeds.groupby("preset")):
+        ax.plot(rows["seed"], rows["weight_error"], linestyle="none", color=COLOURS[k], marker=MARKERS[k], label=preset)
+    if (dead := seeds[seeds["dead"]]).size:
+        style = {"linestyle": "none", "color": "black", "marker": "x", "markersize": 8}
+        ax.plot(dead["seed"], dead["weight_error"], label="dead start", **style)
+    ax.set_yscale("log")
+    ax.set_xlabel("seed")
+    ax.set_ylabel("largest weight error")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 

@@ -48,8 +48,9 @@ def infer_folder(
 
     With `form="png"` `out/a/b.jpg.png` is the 8-bit result of `images/a/b.jpg`. With "npz", shards of `batch_size`
     images hold `names` (paths below `images`) and `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1]. Images may
-    differ in size. Each file is written whole or not at all, and what is there already is left as it is, so that the same call
-    goes on after a kill. Of `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th image.
+    differ in size. Each file is written whole or not at all, and what is there already is left as it is, so that the
+    same call goes on after a kill. Of `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th
+    image.
     Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results.
     """
     images, out = Path(images), Path(out)

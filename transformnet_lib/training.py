@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .data import CustomDataset, check_pairs, split_indices
-from .errors import ParameterError, RunError, TrainingError, TrainingInterrupted
+from .errors import Interrupted, ParameterError, RunError, TrainingError
 from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model
 from .optimum import condition_number
@@ -337,7 +337,7 @@ def train(dataset: CustomDataset, config: TrainConfig, *, run: Run | None = None
 
     With `run`, this is that run's `train` stage: history, weights, a checkpoint an epoch and TensorBoard events are
     written there, an interrupted training goes on where it stopped, and a complete one is only read. Raises
-    TrainingError if the loss stays infinite or NaN, DataError for images that are none, TrainingInterrupted for Ctrl-C
+    TrainingError if the loss stays infinite or NaN, DataError for images that are none, Interrupted for Ctrl-C
     (without `run` that stays a KeyboardInterrupt), RunError if the run holds something else (see `Run.stage`).
     """
     if run is None:
@@ -356,7 +356,7 @@ def train(dataset: CustomDataset, config: TrainConfig, *, run: Run | None = None
                 _run_epochs(trainer, run, made_for)
             except KeyboardInterrupt:
                 saved = "the best weights so far are" if (run.path / "weights.pt").exists() else "no epoch is yet"
-                raise TrainingInterrupted(
+                raise Interrupted(
                     f"interrupted: {saved} saved in {run.path}; run the same command or cell again to go on"
                 ) from None
             results |= {

@@ -17,7 +17,7 @@ import pytest
 
 from transformnet_lib import Run, paper
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
-from transformnet_lib.findings import scientific
+from transformnet_lib.findings.text import scientific
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
 
 BIN = Path(sys.executable).parent

@@ -61,6 +61,14 @@ def given(**parameters) -> dict:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+def full_sweep() -> dict:
+    """The benchmark's parameters for all settings; the notebook's own defaults are a quick look."""
+    from .timing import BATCH_SIZES, NUM_WORKERS, REPEATS, SMALL_BATCH_SIZES
+
+    sweep = {"batch_sizes": BATCH_SIZES, "small_batch_sizes": SMALL_BATCH_SIZES, "num_workers": NUM_WORKERS}
+    return {name: list(values) for name, values in sweep.items()} | {"repeats": REPEATS}
+
+
 def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     """Execute a stage's notebook into its run directory and say where the result is."""
     from . import report
@@ -118,11 +126,8 @@ def benchmark(
     force: Force = False,
 ) -> None:
     """Time a trained run's model against the pipeline, image by image and in batches."""
-    from .timing import BATCH_SIZES, NUM_WORKERS, REPEATS
-
-    full = {"batch_sizes": list(BATCH_SIZES), "num_workers": list(NUM_WORKERS), "repeats": REPEATS}
     options = given(devices=device, batch_sizes=batch_size, repeats=repeats, data=data, data_path=data_path)
-    run_stage("benchmark", run_dir, full | options | {"force": force})
+    run_stage("benchmark", run_dir, full_sweep() | options | {"force": force})
 
 
 @app.command()
@@ -169,16 +174,14 @@ def report(
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
     from .report import check_front, make_report, make_runs
-    from .timing import BATCH_SIZES, NUM_WORKERS, REPEATS
 
     check_front(title, author)
     if not run:
-        full = {"batch_sizes": list(BATCH_SIZES), "num_workers": list(NUM_WORKERS), "repeats": REPEATS}
         run = make_runs(
             device or [],
             runs_dir,
             train={"data": "auto", "limit": None} | made_with,
-            benchmark=full | given(repeats=repeats),
+            benchmark=full_sweep() | given(repeats=repeats),
             force=force,
         )
     for file in make_report(run, out, title=title, author=author):

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
@@ -153,31 +154,34 @@ def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
 def speedup_curves(ax: Axes, table: pd.DataFrame, device: str) -> Axes:
     """Draw the speed-up over the pipeline run image by image against the batch size, for one device of `table`.
 
-    `table` has the columns of `timing.BENCHMARK_COLUMNS`. Above the dashed line at 1 the model beats the pipeline run
-    image by image; above the black line, the pipeline run in batches. Bars span the quartiles of the repeats.
+    `table` has the columns of `timing.BENCHMARK_COLUMNS`; rows with drop_last are left out. Above the dashed line
+    at 1 a way beats the pipeline run image by image; above the black line, the pipeline run in batches. The dotted line
+    is the floor: the images' bytes moved once. Bars span the quartiles of the repeats.
     """
-    measured = table[(table["reason"] == "") & (table["num_workers"] == 0)]
-    sequential = measured.loc[measured["path"] == "sequential"].iloc[0]
-    per_image = sequential["seconds"] / sequential["images"]
+    measured = table[(table["reason"] == "") & (table["num_workers"] == 0) & ~table["drop_last"]]
 
     def draw(rows: pd.DataFrame, **style) -> None:
         rows = rows.sort_values("batch_size")
+        per_image = rows["sequential_seconds_per_image"]
         best, worst = (per_image * rows["images"] / rows[quartile] for quartile in ("q1", "q3"))
         spread = [rows["speedup"] - worst, best - rows["speedup"]]
         ax.errorbar(rows["batch_size"].astype(int), rows["speedup"], yerr=np.maximum(spread, 0), capsize=2, **style)
 
-    ax.axhline(1, color="#555555", linestyle="--", linewidth=1.2, label="pipeline, image by image")
+    of_device = measured[measured["device"] == device]
+    for k, (path, name) in enumerate({"fast": "model, the fast way", "reference": "model, the paper's way"}.items()):
+        for shuffle, rows in of_device[of_device["path"] == path].groupby("shuffle"):
+            draw(
+                rows,
+                color=COLOURS[k],
+                marker=MARKERS[k],
+                markerfacecolor="white" if shuffle else None,
+                linestyle="--" if shuffle else "-",
+                label=f"{name}, {'shuffled' if shuffle else 'in order'}",
+            )
     draw(measured[measured["path"] == "batched"], color="black", marker="x", label="pipeline, in batches (CPU)")
-    model = measured[(measured["path"] == "reference") & (measured["device"] == device)]
-    for k, ((shuffle, drop_last), rows) in enumerate(model.groupby(["shuffle", "drop_last"])):
-        draw(
-            rows,
-            color=COLOURS[int(shuffle)],
-            marker=MARKERS[k],
-            markerfacecolor="white" if drop_last else None,
-            linestyle=DASHES[k],
-            label=f"model, {'shuffled' if shuffle else 'in order'}{', drop_last' if drop_last else ''}",
-        )
+    ax.axhline(1, color="#555555", linestyle="--", linewidth=1.2, label="pipeline, image by image")
+    if (floor := of_device.loc[of_device["path"] == "floor", "speedup"]).size:
+        ax.axhline(floor.iloc[0], color="#555555", linestyle=":", linewidth=1.4, label="floor: bytes moved once")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("batch size (images)")
@@ -185,11 +189,45 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str) -> Axes:
     ax.set_title(device)
     ax.xaxis.set_major_locator(FixedLocator(sorted(measured.loc[measured["path"] == "batched", "batch_size"])))
     ax.xaxis.set_minor_locator(NullLocator())
-    low, high = ax.get_ylim()
-    ticks = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
-    ax.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    ax.yaxis.set_minor_locator(NullLocator())
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+    _plain_log_ticks(ax.yaxis)
+    ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, floor: float | None, device: str) -> Axes:
+    """Draw how the speed-up comes about, a bar a step, on a logarithmic axis: from the step before to this one.
+
+    `steps` as `findings.speed.waterfall` gives them; `floor` is the speed-up of moving the bytes once.
+    """
+    before = steps["speedup"].shift().fillna(1)
+    low, high = np.minimum(before, steps["speedup"]), np.maximum(before, steps["speedup"])
+    colours = [COLOURS[0] if factor >= 1 else COLOURS[1] for factor in steps["factor"].fillna(1)]
+    hatches = ["" if factor >= 1 else "////" for factor in steps["factor"].fillna(1)]
+    rows = np.arange(len(steps))
+    ax.barh(rows, high - low, left=low, color=colours, hatch=hatches, edgecolor="white", height=0.62)
+    ax.plot([1, 1], [rows[0] - 0.31, rows[0] + 0.31], color=COLOURS[0], linewidth=3)
+    for row, step in enumerate(steps.itertuples()):
+        change = f"  (×{step.factor:.3g})" if row else ""
+        ax.text(high[row] * 1.08, row, f"{step.speedup:.3g}×{change}", va="center", fontsize=8)
+    if floor is not None:
+        ax.axvline(floor, color="#555555", linestyle=":", linewidth=1.4)
+        ax.text(floor, -0.75, f"floor {floor:.3g}× ", ha="right", va="center", fontsize=8, color="#555555")
+    ax.set_xscale("log")
+    ax.set_xlim(0.8, 3 * max(high.max(), floor or 1))
+    _plain_log_ticks(ax.xaxis)
+    ax.set_yticks(rows, steps["name"])
+    ax.set_ylim(len(steps) - 0.4, -1.1)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("speed-up over image by image (×)")
+    ax.set_title(f"{device}, batch size {steps['batch_size'].iloc[0]}, in order")
+    return ax
+
+
+def _plain_log_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2, 5, 10, … written as plain numbers."""
+    low, high = axis.get_view_interval()
+    ticks = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(ScalarFormatter())

@@ -7,6 +7,7 @@ import torch
 
 from .data import CustomDataset, split_indices
 from .errors import DataError
+from .pipeline import GRAY_WEIGHTS
 from .prepared import CHUNK, Prepared
 
 MIN_COLOUR = 1e-9  # least ratio of the smallest to the largest eigenvalue of E[x xᵀ]; below it, no colour
@@ -19,6 +20,7 @@ class LeastSquares:
     weights: tuple[float, float, float]
     condition: float  # of E[x xᵀ]: its largest eigenvalue over its smallest; 1 were the colours not correlated
     val_mse: float  # of `weights`, over the validation images
+    truth_val_mse: float  # of the ground truth's own weights, `GRAY_WEIGHTS`, over the same: what rounding leaves
     images: int  # training images the weights come from
     seconds: float
 
@@ -44,7 +46,14 @@ def least_squares_of(prepared: Prepared, *, val_fraction: float = 0.1, seed: int
     condition = condition_number(colours)
     weights = torch.linalg.solve(colours, products)
     weights = tuple(weights.tolist())
-    return LeastSquares(weights, condition, mse_of(prepared, weights, val), len(train), time.perf_counter() - start)
+    return LeastSquares(
+        weights,
+        condition,
+        val_mse=mse_of(prepared, weights, val),
+        truth_val_mse=mse_of(prepared, GRAY_WEIGHTS, val),
+        images=len(train),
+        seconds=time.perf_counter() - start,
+    )
 
 
 def condition_number(colours: torch.Tensor) -> float:

@@ -13,6 +13,7 @@ A path is a way to do the same work, and each differs from its neighbours in one
 """
 
 import copy
+import math
 import os
 import statistics
 import time
@@ -41,6 +42,7 @@ NUM_WORKERS = (0, 1, 2)  # loader processes of the small sweep
 NUM_WORKERS_BATCH_SIZE = 256  # images; the batch size at which num_workers is swept, the paper's for training
 REPEATS = 5  # timed passes of each setting
 PATHS = ("reference", "fast")  # measured for each of the paper's settings
+WHOLE = ("sequential", "floor")  # without batches; their rows have batch size 1
 STEPS = ("loader", "folded")  # between the two; measured once a batch size, without shuffle and drop_last
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
 CHECKED_IMAGES = 2011  # of the output; no multiple of a usual batch size, so that a last, smaller batch is among them
@@ -54,7 +56,7 @@ NOT_MEASURED = (ParameterError, RuntimeError, MemoryError, OSError)
 
 # benchmark.csv: one row a measured setting. Baselines have no device setting of their own: they run on the CPU.
 BENCHMARK_COLUMNS = {
-    "path": "str",  # sequential, batched (both the pipeline), or one of PATHS and STEPS (the model)
+    "path": "str",  # sequential, batched (both the pipeline), floor, or one of PATHS and STEPS (the model)
     "device": "str",
     "batch_size": "int",
     "shuffle": "bool",
@@ -93,7 +95,7 @@ class Setting:
     @property
     def group(self) -> "Setting":
         """What this row shares with those that are measured with it."""
-        return self if self.path == "sequential" else replace(self, path="")
+        return self if self.path in WHOLE else replace(self, path="")
 
     def offered(self, count: int) -> int:
         """How many of `count` images are given to a pass: below the paper's batch sizes as many *batches* as at 16.
@@ -104,7 +106,7 @@ class Setting:
 
     def images(self, count: int) -> int:
         """How many of `count` images one pass processes."""
-        if self.path == "sequential":
+        if self.path in WHOLE:
             return count
         offered = self.offered(count)
         return offered - offered % self.batch_size if self.drop_last else offered
@@ -128,6 +130,35 @@ def batched_pass(pipeline: Pipeline, images: Tensor, *, batch_size: int) -> floa
         for batch in images.split(batch_size):
             transform(batch)
         return time.perf_counter() - start
+
+
+def floor_pass(images: Tensor, pipeline: Pipeline, device: torch.device) -> Callable[[], float]:
+    """What no way to do the work can beat; each call of the answer moves the bytes once and gives its seconds.
+
+    On the CPU every byte of `images` (n, 3, h, w) is read and every byte of the float32 outputs is written, once. On
+    another device the images are copied to it, from pinned memory if it is CUDA.
+    """
+    if device.type != "cpu":
+        source = images.pin_memory() if device.type == "cuda" else images
+        target = torch.empty_like(images, device=device)
+        moves = [lambda: target.copy_(source, non_blocking=True)]
+    else:
+        source = images.contiguous().view(-1).view(torch.uint8)
+        target = torch.empty(len(images) * math.prod(pipeline.size) * 4, dtype=torch.uint8)  # 4 bytes a float32
+        both = min(len(source), len(target))
+        moves = [lambda: target[:both].copy_(source[:both])]
+        moves += [lambda: target[both:].zero_()] * (len(target) > both) + [source[both:].amax] * (len(source) > both)
+
+    def run_pass() -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        for move in moves:
+            move()
+        synchronize(device)
+        return time.perf_counter() - start
+
+    run_pass()  # warm-up: memory that was never written is slow the first time
+    return run_pass
 
 
 def test_inference_time(
@@ -317,7 +348,8 @@ def settings(
     batch sizes likewise; last the reference path over num_workers.
     """
     sizes = [*batch_sizes, *small_batch_sizes]
-    rows = [Setting("sequential", "cpu", 1)] + [Setting("batched", "cpu", size) for size in sizes]
+    rows = [Setting("sequential", "cpu", 1), *(Setting("floor", device, 1) for device in devices)]
+    rows += [Setting("batched", "cpu", size) for size in sizes]
     rows += [
         Setting(path, device, size, shuffle, drop_last)
         for device, shuffle, drop_last, size in product(devices, (True, False), (True, False), sizes)
@@ -436,6 +468,8 @@ class Bench:
         kind = setting.device.partition(":")[0]
         if kind in ("cuda", "mps") and kind not in available_devices():
             raise ParameterError(f"no {kind.upper()} device")
+        if setting.path == "floor":
+            return floor_pass(self.images, pipeline, resolve_device(setting.device))
         images = (self.images if setting.path == "fast" else self.floats)[:count]
         options = asdict(setting) | {"device": resolve_device(setting.device)}
         start = time.perf_counter()
@@ -522,7 +556,7 @@ def benchmark_run(
     )
     if not isinstance(devices, list | tuple):
         raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
-    trained_on = run.stage_info("train")["environment"]["device"]
+    trained_on = run.stage_info("train")["parameters"]["device"]
     devices = list(dict.fromkeys(devices or (trained_on, "cuda")))
     for device in devices:
         if device != "cuda":  # whose absence the table states

@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .data import CustomDataset, check_pairs, split_indices
-from .errors import Interrupted, ParameterError, RunError, TrainingError
+from .errors import DataError, Interrupted, ParameterError, RunError, TrainingError
 from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model
-from .optimum import condition_number
+from .optimum import LeastSquares, condition_number, least_squares_of
 from .prepared import Prepared
 from .runs import HISTORY_COLUMNS, Run, describe_images, differences
 
@@ -364,6 +364,7 @@ def train(dataset: CustomDataset, config: TrainConfig, *, run: Run | None = None
                 "dead": trainer.dead,
                 "setup_seconds": trainer.setup_seconds,
                 "initial_weights": list(trainer.initial_weights),
+                "least_squares": _yardstick(trainer),
             }
     return load_training(run)
 
@@ -474,6 +475,31 @@ def load_training(run: Run) -> TrainResult:
         raise RunError(f"{run.path}/history.csv: has no best epoch {results['best_epoch']}")
     known = {name: results[name] for name in kinds} | {"initial_weights": tuple(initial)}
     return TrainResult(load_model(run), history, **known)
+
+
+def _yardstick(trainer: Trainer) -> dict | None:
+    """The least-squares optimum of the same images as plain JSON values; None where they do not determine it."""
+    config = trainer.config
+    try:
+        optimum = least_squares_of(trainer.prepared, val_fraction=config.val_fraction, seed=config.seed)
+    except DataError:  # grey images
+        return None
+    return asdict(optimum) | {"weights": list(optimum.weights)}
+
+
+def load_least_squares(run: Run) -> LeastSquares | None:
+    """The least-squares optimum of a run's training images; None where they do not determine it (grey images)."""
+    found = run.stage_info("train").get("results", {}).get("least_squares")
+    if found is None:
+        return None
+    try:
+        optimum = LeastSquares(**found | {"weights": tuple(map(float, found["weights"]))})
+        numbers = [*optimum.weights, *(float(value) for name, value in asdict(optimum).items() if name != "weights")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.path}/run.json: results of train: least_squares: {error}") from error
+    if len(optimum.weights) != 3 or not all(map(math.isfinite, numbers)):
+        raise RunError(f"{run.path}/run.json: results of train: least_squares: expected finite numbers, got {numbers}")
+    return optimum
 
 
 def load_model(run: Run) -> TransformNet:

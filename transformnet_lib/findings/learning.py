@@ -1,0 +1,180 @@
+"""What the runs say of weights and training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..comparison import metrics_table
+from ..optimum import LeastSquares
+from ..pipeline import GRAY_WEIGHTS
+from ..runs import Run
+from ..training import load_config, load_least_squares, load_training
+from .text import scientific, seconds_text
+
+# What the reader must know of each kind of image source.
+SOURCES = {
+    "photos": (
+        "crops of 32×32 pixels from photographs that come with scikit-image, cut at three scales; training and test "
+        "crops are from different photographs, so the two differ more than two samples of one collection would. They "
+        "are not the CIFAR-10 images of the paper"
+    ),
+    "cifar10": "CIFAR-10, the images that the paper used",
+    "folder": "image files of the user's own, as they lay in that folder's train/ and test/",
+}
+
+
+def weights_distance(run: Run) -> str:
+    """How far a run's weights are from the ground truth's."""
+    trained = load_training(run)
+    away = np.abs(np.subtract(trained.model.weights, GRAY_WEIGHTS)).max()
+    if trained.dead:
+        return (
+            f"`{run.label}` is a dead start: its outputs lie outside [0, 1], where the clamp gives no gradient, and "
+            f"the weights stay up to {scientific(away)} from the ground truth's."
+        )
+    if away < 1e-6:
+        quality = "the ground truth's to rounding"
+    elif away < 1e-3:
+        quality = "close to the ground truth's"
+    else:
+        quality = "not the ground truth's"
+    return (
+        f"The weights of `{run.label}` are {quality}: the largest difference is {scientific(away)}. They are those of "
+        f"epoch {trained.best_epoch} of {len(trained.history)}, with a validation MSE of "
+        f"{scientific(trained.best_val_mse)}."
+    )
+
+
+def weights_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """The learned weights beside those of the ground truth and the least-squares optimum of the training images."""
+
+    def row(name: str, weights: Sequence[float], val_mse: float | None, epoch: str, seconds: float | None) -> tuple:
+        mse = "–" if val_mse is None else scientific(val_mse, 3)
+        time = "–" if seconds is None else seconds_text(seconds)
+        return name, *(f"{weight:.7f}" for weight in weights), mse, epoch, time
+
+    optima = _optima(runs)
+    rows = [] if optima else [row("ground truth, ITU-R BT.601", GRAY_WEIGHTS, None, "–", None)]
+    for optimum, label in optima.items():
+        of_run = f" ({label})" if rows else ""
+        rows.append(row(f"ground truth, ITU-R BT.601{of_run}", GRAY_WEIGHTS, optimum.truth_val_mse, "–", None))
+        rows.append(row(f"least squares{of_run}", optimum.weights, optimum.val_mse, "–", optimum.seconds))
+    for run in runs:
+        trained = load_training(run)
+        epoch = f"{trained.best_epoch} of {len(trained.history)}"
+        name = f"{run.label} (preset {load_config(run).preset})"
+        seconds = trained.history["epoch_seconds"].sum()
+        rows.append(row(name, trained.model.weights, trained.best_val_mse, epoch, seconds))
+    return pd.DataFrame(rows, columns=["Weights", "red", "green", "blue", "validation MSE", "epoch", "time"])
+
+
+def _optima(runs: Sequence[Run]) -> dict[LeastSquares, str]:
+    """The least-squares optima of the runs' training images, each once, with the label of the first run that has it."""
+    found = {}
+    for run in runs:
+        optimum = load_least_squares(run)
+        if optimum and all(optimum.weights != other.weights for other in found):
+            found[optimum] = run.label
+    return found
+
+
+def optimum(runs: Sequence[Run]) -> str:
+    """Where the least-squares optimum lies and how well the images determine it."""
+    sentences = []
+    for found, label in _optima(runs).items():
+        away = np.abs(np.subtract(found.weights, GRAY_WEIGHTS)).max()
+        sentences.append(
+            f"The least-squares weights of the {found.images:,} training images of `{label}` come in closed form from "
+            f"one pass over them and lie within {scientific(away)} of the ground truth's. The condition number of the "
+            f"colours is {found.condition:.3g}: the loss is that many times steeper along its steepest direction "
+            "than along its flattest, which is why plain gradient steps creep."
+        )
+    return " ".join(sentences)
+
+
+def weight_path(run: Run) -> pd.DataFrame:
+    """The weights over a training: epoch (0: the random start), red, green, blue."""
+    trained = load_training(run)
+    start = pd.DataFrame([[0, *trained.initial_weights]], columns=["epoch", "red", "green", "blue"])
+    return pd.concat([start, trained.history[start.columns]], ignore_index=True)
+
+
+def path_text(run: Run) -> str:
+    """Start and end of a run's weights, for those who cannot see the curves."""
+    path = weight_path(run)
+    first, last = (
+        ", ".join(f"{name} {value:.3f}" for name, value in path.iloc[i].drop("epoch").items()) for i in (0, -1)
+    )
+    return f"{run.label} starts at {first} and ends epoch {path['epoch'].iloc[-1]:.0f} at {last}."
+
+
+def stopping(run: Run) -> str:
+    """How early stopping was set and how it ended in this run."""
+    config, trained = load_config(run), load_training(run)
+    count = len(trained.history)
+    ended = f"stopped after {count} epochs" if count < config.epochs else f"ran all {count} epochs"
+    least = f"at least {config.min_delta:g}" if config.min_delta else "at all"
+    settled = " (counted once the learning rate has fallen to 0)" if config.decay_steps else ""
+    return (
+        f"With the preset `{config.preset}` (`{run.label}`) an epoch is an improvement if the validation MSE falls "
+        f"{least} below the best so far; after {config.patience} epochs in a row without one{settled}, or "
+        f"{config.epochs} in all, training ends. It {ended}; the last improvement, whose "
+        f"weights "
+        f"were restored, came in epoch {trained.best_epoch}. The lowest validation MSE of any epoch is "
+        f"{scientific(trained.history['val_mse'].min())}, that of the restored one {scientific(trained.best_val_mse)}."
+    )
+
+
+def images_used(runs: Sequence[Run]) -> str:
+    """Which images the runs saw, and whether they are the paper's."""
+    sources = dict.fromkeys(run.stage_info("train")["images"]["source"] for run in runs)
+    return " ".join(f"The images `{source}` are {SOURCES[source.partition(':')[0]]}." for source in sources)
+
+
+def training(run: Run) -> str:
+    """The training's settings in a sentence."""
+    config, images = load_config(run), run.stage_info("train")["images"]
+    val = round(images["count"] * config.val_fraction)
+    extras = [
+        f"weight decay {config.weight_decay:g}",
+        "the loss on clamped outputs" if config.clamp else "the loss on outputs before the clamp",
+    ]
+    if config.whiten:
+        extras.append("the weights moved in decorrelated colour coordinates")
+    if config.decay_steps:
+        extras.append(f"the learning rate falling to 0 over {config.decay_steps} steps along half a cosine")
+    return (
+        f"Run `{run.label}` (preset `{config.preset}`) was trained on {images['count'] - val:,} images and validated "
+        f"on {val:,}, with AdamW at a learning rate of {config.lr:g}, batch size {config.batch_size}, at most "
+        f"{config.epochs} epochs, seed {config.seed}; {', '.join(extras)}."
+    )
+
+
+def history_text(histories: dict[str, pd.DataFrame], column: str) -> str:
+    """First and last value of each run's curve, for those who cannot see it."""
+    return " ".join(
+        f"{label}: {scientific(history[column].iloc[0])} in epoch 1, {scientific(history[column].iloc[-1])} in epoch "
+        f"{len(history)}."
+        for label, history in histories.items()
+    )
+
+
+def devices_shown(runs: Sequence[Run]) -> str:
+    """Which devices the training curves show; one alone is said to be alone."""
+    devices = list(dict.fromkeys(run.stage_info("train")["environment"]["device"] for run in runs))
+    if len(devices) == 1:
+        return f"All runs were trained on one device, {devices[0]}: there is no other to compare with."
+    return f"Devices: {', '.join(devices)}."
+
+
+def example_caption(runs: Sequence[Run], i: int) -> str:
+    """The caption of example `i`: which image, and its metrics for each run."""
+    parts = []
+    for run in runs:
+        row = metrics_table(run.examples()).iloc[i]
+        parts.append(
+            f"`{run.label}` MSE {scientific(row['mse'])}, PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.4f}"
+        )
+    index = runs[0].examples()["indices"][i]
+    return f"Test image {index}: input, ground truth, model output and error; {'; '.join(parts)}."

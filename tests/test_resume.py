@@ -67,7 +67,7 @@ def slow_training(folder: str, dataset: bytes) -> None:
     step = Trainer.step
 
     def slow_step(self, batch):
-        time.sleep(0.02)
+        time.sleep(0.012)
         step(self, batch)
 
     Trainer.step = slow_step
@@ -92,7 +92,7 @@ def test_a_training_killed_at_random_moments_ends_as_if_undisturbed(train_set, u
         process.start()
         while process.is_alive() and kills >= 2 and modified(checkpoint) == before:
             time.sleep(0.001)  # until it has got further, so that this ends
-        process.join(moments.uniform(0, 0.15 if kills >= 2 else 0.3))
+        process.join(moments.uniform(0, 0.15 if kills >= 2 else 0.3) if kills < 6 else None)
         process.kill()
         process.join()
         if run.has("train"):
@@ -100,7 +100,7 @@ def test_a_training_killed_at_random_moments_ends_as_if_undisturbed(train_set, u
         kills += 1
         with pytest.raises(RunError, match="stage train is not complete"):
             run.history()
-    assert kills >= 4
+    assert kills >= 3  # six, unless the machine was so slow to kill that the training got done before
     assert_as_undisturbed(run, undisturbed)
 
 

@@ -66,8 +66,8 @@ def test_steps_and_small_batches_are_measured_without_shuffle_and_drop_last():
 
 
 def test_rows_that_differ_in_the_path_alone_are_one_group():
-    groups = {row.group for row in settings(["cpu"], batch_sizes=[16], num_workers=[0], small_batch_sizes=[])}
-    assert len(groups) == 6  # sequential; batch size 16, four times; the workers' batch size
+    groups = {row.group for row in settings(["cpu"], batch_sizes=[16], num_workers=[0], small_batch_sizes=[1])}
+    assert len(groups) == 7  # sequential; batch size 1; batch size 16, four times; the workers' batch size
 
 
 def test_small_batches_are_as_many_as_at_16():
@@ -333,6 +333,7 @@ def test_a_device_that_fails_on_the_way_leaves_the_other_rows(model, images, mon
     assert table.loc[32, "reason"] == "not measured: out of memory"
     assert pd.isna(table.loc[32, "seconds"])
     assert table["repeats"].tolist() == [3, 0, 3]
+    assert calls.count(32) == 3  # warm-up, one repeat, and the one that failed: it isn't tried again
 
 
 def test_a_device_that_disappears_leaves_the_other_rows(model, images, monkeypatch):

@@ -31,7 +31,8 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
     run = Run(tmp_path_factory.mktemp("runs") / "small")
     train(train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32), run=run)
     compare_run(run, test_set)
-    benchmark_run(run, test_set, devices=["cpu", "cuda"], batch_sizes=[16, 64], num_workers=[0, 1], repeats=2)
+    sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
+    benchmark_run(run, test_set, devices=["cpu", "cuda"], **sweep)
     return run
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from transformnet_lib import GRAY_WEIGHTS, Run, TransformNet, benchmark, test_inference_time, timing
+from transformnet_lib import GRAY_WEIGHTS, Pipeline, Run, TransformNet, benchmark, test_inference_time, timing
 from transformnet_lib.errors import ParameterError, RunError
 from transformnet_lib.machine import clock_mhz
 from transformnet_lib.timing import (
@@ -67,7 +67,7 @@ def test_steps_and_small_batches_are_measured_without_shuffle_and_drop_last():
 
 def test_rows_that_differ_in_the_path_alone_are_one_group():
     groups = {row.group for row in settings(["cpu"], batch_sizes=[16], num_workers=[0], small_batch_sizes=[1])}
-    assert len(groups) == 7  # sequential; batch size 1; batch size 16, four times; the workers' batch size
+    assert len(groups) == 8  # sequential; batch size 1; batch size 16, four times; the workers' batch size; the floor
 
 
 def test_small_batches_are_as_many_as_at_16():
@@ -237,6 +237,7 @@ def by_hand(monkeypatch):
     order = []
     monkeypatch.setattr(timing, "sequential_pass", lambda pipeline, images: order.append("sequential") or 1.0)
     monkeypatch.setattr(timing, "batched_pass", lambda *a, batch_size: order.append(f"batched {batch_size}") or 1.0)
+    monkeypatch.setattr(timing, "floor_pass", lambda *a: lambda: order.append("floor") or 1.0)
 
     def prepare(model, *, path, batch_size, images, shuffle, drop_last, **options):
         original = prepare_pass(
@@ -257,7 +258,7 @@ def test_every_setting_has_a_row_and_the_baselines_are_exact(model, images):
     table = benchmark(model, images, **SMALL | {"batch_sizes": [16, 32], "repeats": 2, "small_batch_sizes": [1]})
     assert list(table.columns) == list(BENCHMARK_COLUMNS)
     assert table["path"].value_counts().to_dict() == {
-        "sequential": 1, "batched": 3, "reference": 9, "fast": 9, "loader": 3, "folded": 3
+        "sequential": 1, "batched": 3, "reference": 9, "fast": 9, "loader": 3, "folded": 3, "floor": 1
     }  # fmt: skip
     assert (table["mse"] < 1e-12).all()
     assert (table["reason"] == "").all()
@@ -277,12 +278,31 @@ def test_paths_take_turns_with_the_baseline_after_a_check_that_is_not_timed(mode
 
 
 def test_speedup_is_over_the_baseline_of_the_same_group(model, images, by_hand, monkeypatch):
-    seconds = iter([9.0, 9.0, 5.0, 2.0, 4.0, 4.0, 4.0])  # warm-up, baseline, the row of its own; then one a group
+    seconds = iter([9.0, 9.0, 5.0, 2.0, 4.0, 4.0, 4.0, 8.0])  # warm-up, baseline, the row of its own; then one a group
     monkeypatch.setattr(timing, "sequential_pass", lambda *a: next(seconds))
     table = benchmark(model, images, **SMALL)
     assert table["sequential_seconds_per_image"].tolist()[:2] == [5.0 / 50, 2.0 / 50]
     assert table["speedup"].tolist()[1] == pytest.approx(2.0)
-    assert table["speedup"].tolist()[-2:] == pytest.approx([4.0 * 48 / 50] * 2)  # drop_last
+    assert table["speedup"].tolist()[-3:] == pytest.approx([4.0 * 48 / 50] * 2 + [8.0])  # drop_last; the floor
+
+
+@pytest.mark.parametrize("size", [(28, 28), (4, 4)])  # outputs of more bytes than the images', and of fewer
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_floor_moves_all_bytes_and_only_times_that(images, size, dtype, monkeypatch):
+    moved = []
+    for name in ("copy_", "zero_", "amax"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, f=original, n=name: moved.append((n, len(self))) or f(self, *a)
+        )
+    given = (images * 255).byte() if dtype == torch.uint8 else images
+    run_pass = timing.floor_pass(given, Pipeline(size), torch.device("cpu"))
+    moved.clear()
+    assert run_pass() > 0
+    count, (copied, *rest) = len(images), moved
+    read, written = given.numel() * given.element_size(), count * size[0] * size[1] * 4
+    assert copied == ("copy_", min(read, written))
+    assert rest == [("zero_", written - read)] * (written > read) + [("amax", read - written)] * (read > written)
 
 
 def test_fast_images_stay_uint8(model, images, by_hand, monkeypatch):
@@ -342,15 +362,15 @@ def test_a_device_that_disappears_leaves_the_other_rows(model, images, monkeypat
     monkeypatch.setattr(timing, "resolve_device", lambda device: torch.device("cpu"))
     table = benchmark(model, images, **SMALL | {"devices": ["mps", "cpu"]})
     mps = table[table["device"] == "mps"]
-    assert mps["reason"].tolist() == [""] + ["not measured: no MPS device"] * 9
+    assert mps["reason"].tolist() == [""] + ["not measured: no MPS device"] * 10
     assert (table.loc[table["device"] == "cpu", "reason"] == "").all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_rows_say_that_there_is_no_device(run):
     cuda = load_benchmark(run).query("device == 'cuda'")
-    # 2 batch sizes × shuffle × drop_last × 2 paths, 2 steps for 2 + 4 batch sizes, 2 paths for 4, 2 numbers of workers
-    assert len(cuda) == 16 + 12 + 8 + 2
+    # 2 batch sizes × shuffle × drop_last × 2 paths, 2 steps for 2 batch sizes, 4 ways at batch size 1, workers, floor
+    assert len(cuda) == 16 + 4 + 4 + 2 + 1
     assert set(cuda["reason"]) == {"not measured: no CUDA device"}
 
 
@@ -405,7 +425,13 @@ def test_the_clock_is_megahertz_or_none(monkeypatch):
 
 # The stage
 
-STAGE = {"devices": ["cpu", "cuda"], "batch_sizes": [16, 64], "num_workers": [0, 1], "repeats": 2}  # conftest's
+STAGE = {
+    "devices": ["cpu", "cuda"],
+    "batch_sizes": [16, 64],
+    "small_batch_sizes": [1],
+    "num_workers": [0, 1],
+    "repeats": 2,
+}
 
 
 def test_the_stage_is_read_back_in_full_precision(run):

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
 from .data import BatchIndices, batch_loader
-from .errors import ParameterError
+from .errors import DataError, ParameterError
 from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
@@ -345,11 +345,10 @@ def settings(
 
     Baselines come first: the pipeline image by image and in batches. Then both paths over the paper's sweep, device ×
     shuffle × drop_last × batch size, with the steps between the paths where neither shuffle nor drop_last is on; small
-    batch sizes likewise; last the reference path over num_workers.
+    batch sizes likewise; last the reference path over num_workers, and the floor.
     """
     sizes = [*batch_sizes, *small_batch_sizes]
-    rows = [Setting("sequential", "cpu", 1), *(Setting("floor", device, 1) for device in devices)]
-    rows += [Setting("batched", "cpu", size) for size in sizes]
+    rows = [Setting("sequential", "cpu", 1)] + [Setting("batched", "cpu", size) for size in sizes]
     rows += [
         Setting(path, device, size, shuffle, drop_last)
         for device, shuffle, drop_last, size in product(devices, (True, False), (True, False), sizes)
@@ -360,6 +359,7 @@ def settings(
         Setting("reference", device, NUM_WORKERS_BATCH_SIZE, num_workers=workers)
         for device, workers in product(devices, num_workers)
     ]
+    rows += [Setting("floor", device, 1) for device in devices]
     return list(dict.fromkeys(rows))
 
 
@@ -556,6 +556,12 @@ def benchmark_run(
     )
     if not isinstance(devices, list | tuple):
         raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
+    size, trained_size = list(dataset.images.shape[-2:]), run.stage_info("train")["images"]["size"]
+    if size != trained_size:
+        raise DataError(
+            f"{dataset.source}: images of {size[0]}×{size[1]} pixels; {run.path} was trained on "
+            f"{trained_size[0]}×{trained_size[1]}"
+        )
     trained_on = run.stage_info("train")["parameters"]["device"]
     devices = list(dict.fromkeys(devices or (trained_on, "cuda")))
     for device in devices:

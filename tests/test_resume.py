@@ -192,7 +192,7 @@ def interrupt_after(epochs: int, dataset: CustomDataset, run: Run) -> dict:
         (lambda state: state["made_for"].update(torch="1.0"), "of another training \\(torch: '1.0' → "),
         (
             lambda state: state["made_for"].update(lr=0.5, seed=7),
-            "of another training \\(seed: 7 → 0; lr: 0.5 → 0.05\\)",
+            "of another training \\(seed: 7 → 0; lr: 0.5 → 0.1\\)",
         ),
         (lambda state: state["made_for"]["pipeline"].update(hflip=False), "of another training \\(pipeline: "),
         (lambda state: state.update(format=0), "format 0; this version goes on from format 1"),

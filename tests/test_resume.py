@@ -108,7 +108,12 @@ def test_a_training_killed_at_random_moments_ends_as_if_undisturbed(train_set, u
 
 @pytest.mark.parametrize("written", ["checkpoint.pt", "weights.pt", "history.csv"])
 @pytest.mark.parametrize("before", [True, False])
-def test_a_kill_between_any_two_writes_does_no_harm(written, before, train_set, undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("epoch", [3, 12])  # 12 is the last, after which no epoch writes anew what is missing
+def test_a_kill_between_any_two_writes_does_no_harm(
+    written, before, epoch, train_set, undisturbed, tmp_path, monkeypatch
+):
+    assert len(undisturbed.history()) == 12
+
     class Killed(BaseException):
         """Nothing in the library catches it."""
 
@@ -117,7 +122,7 @@ def test_a_kill_between_any_two_writes_does_no_harm(written, before, train_set, 
     def killed(self, name, content):
         nonlocal count
         count += name == written
-        at_last = name == written and count == 3
+        at_last = name == written and count == epoch
         if at_last and before:
             raise Killed
         write(self, name, content)
@@ -194,7 +199,7 @@ def interrupt_after(epochs: int, dataset: CustomDataset, run: Run) -> dict:
         (lambda state: state["made_for"].update(torch="1.0"), "of another training \\(torch: '1.0' → "),
         (
             lambda state: state["made_for"].update(lr=0.5, seed=7),
-            "of another training \\(seed: 7 → 0; lr: 0.5 → 0.05\\)",
+            "of another training \\(seed: 7 → 0; lr: 0.5 → 0.1\\)",
         ),
         (lambda state: state["made_for"]["pipeline"].update(hflip=False), "of another training \\(pipeline: "),
         (lambda state: state.update(format=0), "format 0; this version goes on from format 1"),

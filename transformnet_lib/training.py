@@ -96,7 +96,7 @@ PRESETS = {
     # that of the MSE; the decay to 0 lets the last steps settle.
     "precise": TrainConfig(
         preset="precise",
-        lr=5e-2,
+        lr=0.1,
         weight_decay=0.0,
         min_delta=0.0,
         clamp=False,

@@ -500,6 +500,11 @@ def float32_exactly() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third, of `statistics.quantiles(method="inclusive")`; one value is all three."""
+    return tuple(statistics.quantiles(seconds, method="inclusive")) if len(seconds) > 1 else (seconds[0],) * 3
+
+
 def summarise(
     setting: Setting,
     seconds: list[float],
@@ -509,18 +514,14 @@ def summarise(
     reason: str = "",
     **facts,
 ) -> dict:
-    """One row: the statistics of raw wall times (seconds, one a repeat, over `count` images offered), and `facts`.
-
-    The quartiles are those of `statistics.quantiles(method="inclusive")`; one repeat is its own median and quartiles.
-    """
+    """One row: the statistics of raw wall times (seconds, one a repeat, over `count` images offered), and `facts`."""
     images = setting.images(count)
     seconds = [] if reason else seconds  # a row that failed on the way has no time
     row = asdict(setting) | facts
     row |= {"images": images, "repeats": len(seconds), "reason": reason, "noisy": False}
     row["raw_seconds"] = " ".join(map(repr, seconds))
     if seconds:
-        quartiles = statistics.quantiles(seconds, method="inclusive") if len(seconds) > 1 else seconds * 3
-        q1, median, q3 = quartiles
+        q1, median, q3 = quartiles(seconds)
         if setting.path == "sequential":  # its own baseline
             sequential_seconds_per_image = median / images
         row |= {

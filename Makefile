@@ -2,6 +2,7 @@
 #
 #   make report                                       train, compare and benchmark on every device here, then the report
 #   make report DATA=folder:/some/images DEVICE=cpu   on other images, on one device
+#   make study                                        the same with a closer look: 20 seeds, other libraries, cost over size
 #   make report TITLE="My title" AUTHOR="My name"     as something to hand in
 #
 # Options of `make report`: DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE LIMIT SEED EPOCHS REPEATS TITLE AUTHOR RUN
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install report test notebooks lab tensorboard clean
+.PHONY: install report study test notebooks lab tensorboard clean
 .DEFAULT_GOAL := report
 
 install: .venv/installed
@@ -28,8 +29,8 @@ quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))
 flags = $(if $(call given,$(1)),$(foreach word,$(value $(1)),--$(2) $(call quoted,$(word))))
 
-report: install
-	@$(BIN)/transformnet report $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flag,DATA,data) \
+report study: install
+	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flag,DATA,data) \
 	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
 	  $(call flag,OUTPUT_SIZE,output-size) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
 	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \

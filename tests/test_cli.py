@@ -22,6 +22,7 @@ def call(*arguments) -> subprocess.CompletedProcess:
         (cli.train, {}),
         (cli.compare, {"index": "indices"}),
         (cli.benchmark, {"device": "devices", "batch_size": "batch_sizes"}),
+        (cli.study, {"size": "sizes"}),
     ],
 )
 def test_each_command_has_its_notebooks_parameters_as_options(command, names):

@@ -34,8 +34,9 @@ def test_constraints_pin_every_dependency_and_this_torch():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = dict(line.split("==") for line in lines)
     pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
-    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
-        assert NAME.match(line)[0] in pinned
+    extras = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    for line in [*PROJECT["dependencies"], *extras]:
+        assert NAME.match(line)[0] in [*pinned, PROJECT["name"]]
     assert (pinned["torch"], pinned["torchvision"]) == ("2.14.1", "0.29.1")
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Run, TrainConfig, least_squares, load_seeds, train
-from transformnet_lib import seeds as seeds_module
+from transformnet_lib import GRAY_WEIGHTS, CustomDataset, TrainConfig, least_squares, train
 from transformnet_lib.data import split_indices
-from transformnet_lib.errors import DataError, ParameterError, RunError
+from transformnet_lib.errors import DataError, ParameterError
 from transformnet_lib.model import TransformNet
 from transformnet_lib.pipeline import to_float
-from transformnet_lib.seeds import SEED_COLUMNS, study_run, study_seeds
+from transformnet_lib.seeds import SEED_COLUMNS, study_seeds
 
 COLUMNS = [name for name in SEED_COLUMNS if name != "seconds"]
 
@@ -125,40 +124,6 @@ def test_a_study_has_a_row_for_every_preset_and_seed_that_says_how_it_ended(trai
         assert row["epochs"] == len(alone.history) and row["seconds"] > 0
         optimum = least_squares(train_set, seed=row["seed"]).weights
         assert row["weight_error"] == pytest.approx(np.abs(np.subtract(alone.model.weights, optimum)).max(), rel=1e-3)
-
-
-@pytest.fixture
-def trained(train_set, tmp_path) -> Run:
-    run = Run(tmp_path / "run")
-    train(train_set, TrainConfig(device="cpu", epochs=1), run=run)
-    return run
-
-
-def test_an_interrupted_study_goes_on_after_its_last_row(trained, train_set, monkeypatch):
-    finish, seeds = seeds_module.finish, []
-
-    def interrupted(trainer):
-        seeds.append((trainer.config.preset, trainer.config.seed))
-        if len(seeds) == 3:
-            raise KeyboardInterrupt
-        return finish(trainer)
-
-    monkeypatch.setattr(seeds_module, "finish", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        study_run(trained, train_set, seeds=(0, 1))
-    with pytest.raises(RunError, match="stage study is not complete"):
-        load_seeds(trained)
-    table = study_run(trained, train_set, seeds=(0, 1))
-    assert seeds == [("paper", 0), ("paper", 1), ("precise", 0), ("precise", 0), ("precise", 1)]
-    assert table[COLUMNS].to_numpy().tolist() == study_seeds(train_set, seeds=(0, 1))[COLUMNS].to_numpy().tolist()
-    study_run(trained, train_set, seeds=(0, 1))
-    assert len(seeds) == 9  # of study_seeds; a complete study is only read
-
-
-def test_a_study_of_other_seeds_is_refused(trained, train_set):
-    study_run(trained, train_set, seeds=[0], presets=["paper"])
-    with pytest.raises(RunError, match=r"seeds: \[0\] → \[1\]"):
-        study_run(trained, train_set, seeds=[1], presets=["paper"])
 
 
 @pytest.mark.parametrize(

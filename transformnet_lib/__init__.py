@@ -8,12 +8,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "data": ["CustomDataset", "load_images"],
+        "data": ["CustomDataset", "batch_loader", "load_images"],
         "model": ["TransformNet"],
         "optimum": ["least_squares"],
         "pipeline": ["GRAY_WEIGHTS", "Pipeline"],
         "runs": ["Run", "open_run", "open_runs"],
-        "seeds": ["load_seeds", "study_run", "study_seeds"],
         "timing": ["benchmark", "test_inference_time"],
         "training": ["EarlyStopping", "TrainConfig", "load_dataset", "load_model", "train"],
     },

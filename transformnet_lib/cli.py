@@ -131,6 +131,23 @@ def benchmark(
 
 
 @app.command()
+def study(
+    run_dir: RunDir,
+    seeds: Annotated[int, typer.Option(help="How many seeds to train each preset from.")] = 20,
+    size: option(list[int], "A number of images to time; repeatable [1,000 to 1,000,000].", "--size") = None,
+    repeats: Repeats = None,
+    data: RunData = None,
+    data_path: RunDataPath = None,
+    force: Force = False,
+) -> None:
+    """Take a closer look at a trained run: many seeds, other libraries, and cost over size."""
+    from .sizes import SIZES
+
+    options = given(sizes=size, repeats=repeats, data=data, data_path=data_path, force=force)
+    run_stage("study", run_dir, {"seeds": seeds, "sizes": list(SIZES)} | options)
+
+
+@app.command()
 def report(
     run: Annotated[
         list[Path] | None,
@@ -148,6 +165,7 @@ def report(
     seed: Seed = None,
     epochs: Epochs = None,
     repeats: Repeats = None,
+    study: Annotated[bool, typer.Option("--study", help="Add the stage study to the runs: some minutes more.")] = False,
     title: option(str, "The report's title.") = None,
     author: option(str, "The author named under the title.") = None,
     runs_dir: Annotated[Path, typer.Option(help="Where the runs are made, one folder each.")] = Path("runs"),
@@ -170,10 +188,13 @@ def report(
         seed=seed,
         epochs=epochs,
     )
-    if run and (unused := [*made_with, *given(device=device, repeats=repeats, force=force or None)]):
+    if run and (
+        unused := [*made_with, *given(device=device, repeats=repeats, study=study or None, force=force or None)]
+    ):
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
     from .report import check_front, make_report, make_runs
+    from .sizes import SIZES
 
     check_front(title, author)
     if not run:
@@ -182,6 +203,7 @@ def report(
             runs_dir,
             train={"data": "auto", "limit": None} | made_with,
             benchmark=full_sweep() | given(repeats=repeats),
+            study={"seeds": 20, "sizes": list(SIZES)} if study else None,
             force=force,
         )
     for file in make_report(run, out, title=title, author=author):

@@ -151,6 +151,23 @@ def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
     return ax
 
 
+def size_curves(ax: Axes, sizes: pd.DataFrame) -> Axes:
+    """Draw each way's seconds against the number of images, both logarithmic; bars span the quartiles.
+
+    `sizes` has the columns of `sizes.SIZE_COLUMNS`.
+    """
+    for k, (way, rows) in enumerate(sizes[sizes["reason"] == ""].groupby("way", sort=False)):
+        spread = np.maximum([rows["seconds"] - rows["q1"], rows["q3"] - rows["seconds"]], 0)
+        style = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k], "capsize": 2}
+        ax.errorbar(rows["images"].astype(int), rows["seconds"], yerr=spread, label=way, **style)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("images")
+    ax.set_ylabel("time (s)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
 def speedup_curves(ax: Axes, table: pd.DataFrame, device: str) -> Axes:
     """Draw the speed-up over the pipeline run image by image against the batch size, for one device of `table`.
 

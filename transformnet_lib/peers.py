@@ -125,7 +125,7 @@ def study_peers(
 ) -> pd.DataFrame:
     """Time every peer, the model's fast path and the floor on `images`, uint8 (n, 3, h, w): a row each a device.
 
-    Columns: `PEER_COLUMNS`. All take turns, repeat by repeat. Where a device is not the CPU, its rows include the copy to
+    Columns: `PEER_COLUMNS`. All take turns, repeat by repeat. Where a device is not the CPU, rows include the copy to
     it; one more has the images on it already. A peer that is not installed keeps its row, with the reason.
     """
     pipeline = model.pipeline

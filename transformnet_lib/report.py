@@ -136,11 +136,14 @@ def export(notebook: Path, out_dir: Path, formats: Sequence[str] = ("html", "pdf
     return files
 
 
-def make_runs(devices: Sequence[str], runs_dir: Path, *, train: dict, benchmark: dict, force: bool) -> list[Path]:
+def make_runs(
+    devices: Sequence[str], runs_dir: Path, *, train: dict, benchmark: dict, study: dict | None = None, force: bool
+) -> list[Path]:
     """Make the report's runs, for each device `<runs_dir>/<device>` and `<runs_dir>/<device>-precise`.
 
-    The first has the preset `paper` and all stages, the second the preset `precise`, train and compare. What is
-    complete already is left as it is. `train` and `benchmark` are notebook parameters.
+    The first has the preset `paper` and the stages train, compare, benchmark and, unless None, study; the second the
+    preset `precise`, train and compare. What is complete already is left as it is. `train`, `benchmark` and `study` are
+    notebook parameters.
     """
     devices = list(devices) or available_devices()
     for device in devices:
@@ -149,12 +152,14 @@ def make_runs(devices: Sequence[str], runs_dir: Path, *, train: dict, benchmark:
     for device in devices:
         # Where there is no CUDA device the CPU's run says so, row by row.
         timed = [device] + ["cuda"] * (device == "cpu" and "cuda" not in available_devices())
-        for preset, stages in (("paper", STAGES), ("precise", STAGES[:2])):
+        every = STAGES + ("study",) * (study is not None)
+        for preset, stages in (("paper", every), ("precise", STAGES[:2])):
             run_dir = runs_dir / (device.replace(":", "") + ("" if preset == "paper" else f"-{preset}"))
             of_stage = {
                 "train": {"device": device, "preset": preset, **train},
                 "compare": {},
                 "benchmark": {"devices": timed, **benchmark},
+                "study": study,
             }
             for stage in stages:
                 run_stage(stage, run_dir, of_stage[stage] | {"force": force})

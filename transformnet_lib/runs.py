@@ -37,7 +37,7 @@ STAGE_FILES = {
     "train": ("history.csv", "weights.pt", "checkpoint.pt", "tensorboard"),
     "compare": ("examples.npz",),
     "benchmark": ("benchmark.csv",),
-    "study": ("seeds.csv",),
+    "study": ("seeds.csv", "peers.csv", "sizes.csv"),
 }
 
 HISTORY_COLUMNS = {

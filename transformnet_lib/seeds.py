@@ -1,18 +1,20 @@
-"""What a training owes to its random start: the same training from many seeds, and a run's seeds.csv."""
+"""What a training owes to its random start: the same training from many seeds."""
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
+from tqdm import tqdm
 
 from .data import CustomDataset
 from .errors import ParameterError
 from .machine import resolve_device
 from .optimum import least_squares_of
 from .prepared import Prepared
-from .runs import Run, describe_images
 from .training import PRESETS, TrainConfig, Trainer, check_whole, finish
+
+PRESETS_STUDIED = ("paper", "precise")
 
 SEED_COLUMNS = {
     "preset": "str",
@@ -32,55 +34,35 @@ SEED_COLUMNS = {
 def study_seeds(
     dataset: CustomDataset,
     *,
-    presets: Sequence[str] = ("paper", "precise"),
+    presets: Sequence[str] = PRESETS_STUDIED,
     seeds: Sequence[int] = range(20),
     device: str = "cpu",
+    done: pd.DataFrame | None = None,
+    save: Callable[[pd.DataFrame], None] = lambda table: None,
 ) -> pd.DataFrame:
     """Train every preset from every seed: a row each, with the columns `SEED_COLUMNS`.
 
-    The images are prepared once; a seed decides the split, the initial weights and the shuffling.
+    The images are prepared once; a seed decides the split, the initial weights and the shuffling. After each training
+    `save` gets all rows so far; given as `done` to another call, they are not made again.
     """
-    return pd.DataFrame(_rows(dataset, _settings(presets, seeds), device))
+    check_seeds(presets, seeds)
+    rows = [] if done is None else done.to_dict("records")
+    known = {(row["preset"], row["seed"]) for row in rows}
+    settings = [setting for setting in itertools.product(presets, seeds) if setting not in known]
+    for row in tqdm(_rows(dataset, settings, device), total=len(settings), desc="seeds", leave=False):
+        rows.append(row)
+        save(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
-def study_run(
-    run: Run,
-    dataset: CustomDataset,
-    *,
-    presets: Sequence[str] = ("paper", "precise"),
-    seeds: Sequence[int] = range(20),
-    device: str = "cpu",
-    force: bool = False,
-) -> pd.DataFrame:
-    """A run's `study` stage: `study_seeds` into seeds.csv, where an interrupted study goes on after its last row."""
-    settings = _settings(presets, seeds)
-    where = resolve_device(device)
-    parameters = {"presets": list(presets), "seeds": list(seeds), "device": str(where)}
-    with run.stage("study", parameters, images=describe_images(dataset), device=where, force=force) as results:
-        if results is not None:
-            begun = (run.path / "seeds.csv").exists()
-            done = run.read_table("seeds.csv", SEED_COLUMNS).to_dict("records") if begun else []
-            left = [each for each in settings if each not in {(row["preset"], row["seed"]) for row in done}]
-            for row in _rows(dataset, left, device):
-                done.append(row)
-                run.write_table("seeds.csv", pd.DataFrame(done))
-    return load_seeds(run)
-
-
-def load_seeds(run: Run) -> pd.DataFrame:
-    """The rows of a run's complete `study` stage, as from `study_seeds`."""
-    run.require("study")
-    return run.read_table("seeds.csv", SEED_COLUMNS)
-
-
-def _settings(presets: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+def check_seeds(presets: Sequence[str], seeds: Sequence[int]) -> None:
+    """ParameterError unless `presets` are names of presets and `seeds` whole numbers, at least one of each."""
     if not isinstance(seeds, list | tuple | range) or not seeds:
         raise ParameterError(f"seeds: expected a list of whole numbers, got {seeds!r}")
     if not isinstance(presets, list | tuple) or not presets or any(preset not in list(PRESETS) for preset in presets):
         raise ParameterError(f"presets: expected a list of {', '.join(PRESETS)}, got {presets!r}")
     for seed in seeds:
         check_whole("seeds", seed, 0)
-    return list(itertools.product(presets, seeds))
 
 
 def _rows(dataset: CustomDataset, settings: Sequence[tuple[str, int]], device: str) -> Iterator[dict]:

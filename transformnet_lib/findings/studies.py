@@ -1,8 +1,9 @@
-"""What the optional study says: training from many seeds."""
+"""What the optional study says: training from many seeds, what others offer, cost over size."""
 
+import numpy as np
 import pandas as pd
 
-from .text import counted, scientific
+from .text import counted, listed, scientific, seconds_text, spread_text, times_text
 
 
 def seeds_table(seeds: pd.DataFrame) -> pd.DataFrame:
@@ -40,4 +41,70 @@ def seeds_text(seeds: pd.DataFrame) -> str:
             else ""
         )
         sentences.append(f"With the preset `{preset}`, {starts}{ends}.")
+    return " ".join(sentences)
+
+
+def peers_table(peers: pd.DataFrame) -> pd.DataFrame:
+    """One row a way to do the work: time, speed-up and largest difference from the ground truth."""
+    measured = peers[peers["reason"] == ""]
+    shown = pd.DataFrame(
+        {
+            "Way": measured["name"],
+            "device": measured["device"],
+            "time": [spread_text(row) for _, row in measured.iterrows()],
+            "speed-up": measured["speedup"].map(times_text),
+            "largest difference (of 255)": [
+                "–" if pd.isna(value) else f"{value:.1f}" if value >= 0.05 else "0.0"
+                for value in measured["max_difference"]
+            ],
+        }
+    )
+    return shown.reset_index(drop=True)
+
+
+def peers_text(peers: pd.DataFrame) -> str:
+    """How the fast way stands among the peers, those of equal results apart; and what could not be measured."""
+    sentences = []
+    for device, rows in peers[peers["reason"] == ""].groupby("device", sort=False):
+        ours = rows[rows["name"].str.startswith("TransformNet, the fast")]
+        others = rows[rows["max_difference"].notna() & ~rows["name"].str.startswith("TransformNet")]
+        if ours.empty or others.empty:
+            continue
+        best = others.loc[others["seconds"].idxmin()]
+        ratio = best["seconds"] / ours.iloc[0]["seconds"]
+        verdict = f"{times_text(ratio)} as fast as" if ratio >= 1 else f"slower ({times_text(1 / ratio)} the time) than"
+        sentences.append(
+            f"On {device}, the model run the fast way is {verdict} the quickest of the others, {best['name']}."
+        )
+        far = others[others["max_difference"] > 1]
+        if len(far):
+            names = listed([f"{row['name']} ({row['max_difference']:.0f})" for _, row in far.iterrows()])
+            sentences.append(f"Not the same pictures, by more than one grey level somewhere: {names}.")
+    for reason, rows in peers[peers["reason"] != ""].groupby("reason", sort=False):
+        sentences.append(f"{listed(list(rows['name']))} on {rows['device'].iloc[0]}: {reason}.")
+    return " ".join(sentences)
+
+
+def sizes_text(sizes: pd.DataFrame) -> str:
+    """How time and memory grow with the number of images."""
+    sentences = []
+    measured = sizes[sizes["reason"] == ""]
+    for way, rows in measured.groupby("way", sort=False):
+        if len(rows) < 2:
+            continue
+        last = rows.iloc[-1]
+        slope = np.polyfit(np.log(rows["images"].astype(float)), np.log(rows["seconds"]), 1)[0]
+        growth = "less than in proportion" if slope < 0.9 else "in proportion" if slope < 1.1 else "faster than that"
+        sentences.append(
+            f"{way}: {seconds_text(last['seconds'])} for {last['images']:,} images, "
+            f"{1e6 * last['seconds'] / last['images']:.3g} µs each; time grows {growth} (as the number of "
+            f"images to the power {slope:.2f})."
+        )
+    if measured["images"].nunique() > 1:
+        first, last = measured.iloc[0], measured.iloc[-1]
+        more = last["peak_mib"] - first["peak_mib"]
+        sentences.append(
+            f"From {first['images']:,} to {last['images']:,} images the process' largest memory grew by {more:.0f} "
+            f"MiB, to {last['peak_mib']:,.0f} MiB."
+        )
     return " ".join(sentences)

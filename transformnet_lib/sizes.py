@@ -1,0 +1,98 @@
+"""Cost over size: how time and memory grow with the number of images."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .errors import ParameterError
+from .model import TransformNet
+from .pipeline import to_float
+from .timing import NOT_MEASURED, batched_pass, float32_exactly, not_measured, prepare_pass, quartiles, sequential_pass
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)  # images
+SEQUENTIAL_LIMIT = 10_000  # images; more take minutes image by image and would say nothing new
+BATCH_SIZE = 512  # images
+
+SIZE_COLUMNS = {
+    "way": "str",  # sequential, batched (both the pipeline, on the CPU), reference or fast (the model)
+    "device": "str",
+    "images": "int",
+    "repeats": "int",
+    "seconds": "float",  # median over the repeats, as are q1 and q3
+    "q1": "float",
+    "q3": "float",
+    "peak_mib": "float",  # the largest resident size of the process until then; sizes are measured in rising order
+    "raw_seconds": "str",  # every repeat, separated by spaces
+    "reason": "str",  # why there is no time; empty where there is one
+}
+
+
+def study_sizes(
+    model: TransformNet, images: Tensor, *, device: str = "cpu", sizes: Sequence[int] = SIZES, repeats: int = 3
+) -> pd.DataFrame:
+    """Time each way on as many images as `sizes` say, with the columns `SIZE_COLUMNS`; smallest first.
+
+    More images than `images`, uint8 (n, 3, h, w), has are the same ones gone through again and again, so that nothing
+    of that size is held. The ways take turns.
+    """
+    check_sizes(sizes)
+    rows = []
+    with torch.inference_mode(), float32_exactly():
+        for size in tqdm(sorted(set(sizes)), desc="sizes", unit="size", leave=False):
+            whole, rest = divmod(size, len(images))
+            passes, found = {}, []
+            for way in ("sequential", "batched", "reference", "fast"):
+                if way == "sequential" and size > SEQUENTIAL_LIMIT:
+                    continue
+                where = "cpu" if way in ("sequential", "batched") else device
+                row = {"way": way, "device": where, "images": size, "repeats": 0, "raw_seconds": "", "reason": ""}
+                found.append(row)
+                try:
+                    parts = [(whole, _prepare(way, model, images, where))] if whole else []
+                    parts += [(1, _prepare(way, model, images[:rest], where))] if rest else []
+                    passes[way] = (row, parts, [])
+                except NOT_MEASURED as error:
+                    row["reason"] = not_measured(error)
+            for _ in range(repeats):
+                for _, parts, seconds in passes.values():
+                    seconds.append(sum(run_pass() for times, run_pass in parts for _ in range(times)))
+            for row, _, seconds in passes.values():
+                row |= dict(zip(("q1", "seconds", "q3"), quartiles(seconds), strict=True))
+                row |= {"repeats": len(seconds), "raw_seconds": " ".join(map(repr, seconds)), "peak_mib": _peak_mib()}
+            rows += found
+    return pd.DataFrame(rows).reindex(columns=list(SIZE_COLUMNS))
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """ParameterError unless `sizes` are whole numbers from 1."""
+    if not isinstance(sizes, list | tuple) or any(type(size) is not int or size < 1 for size in sizes):
+        raise ParameterError(f"sizes: expected a list of whole numbers from 1, got {sizes!r}")
+
+
+def _prepare(way: str, model: TransformNet, images: Tensor, device: str) -> Callable[[], float]:
+    """One way's timed pass over `images`, warmed up."""
+    if way == "sequential":
+        floats = to_float(images)
+        return lambda: sequential_pass(model.pipeline, floats)
+    if way == "batched":
+        floats = to_float(images)
+        return lambda: batched_pass(model.pipeline, floats, batch_size=BATCH_SIZE)
+    options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0}
+    run_pass = prepare_pass(model, images=images, device=torch.device(device), path=way, **options)
+    run_pass()  # warm-up
+    return lambda: run_pass()[0]
+
+
+def _peak_mib() -> float:
+    """The largest resident size of this process until now, in MiB."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere

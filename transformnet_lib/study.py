@@ -1,0 +1,71 @@
+"""The run directory's optional stage `study`: many seeds, what others offer, and cost over size."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from .data import CustomDataset
+from .errors import ParameterError
+from .machine import resolve_device
+from .peers import PEER_COLUMNS, study_peers
+from .runs import Run, describe_images
+from .seeds import PRESETS_STUDIED, SEED_COLUMNS, check_seeds, study_seeds
+from .sizes import SIZE_COLUMNS, SIZES, check_sizes, study_sizes
+from .training import load_config, load_model
+
+SEEDS = tuple(range(20))
+REPEATS = 5  # timed passes of each peer and size
+TABLES = {"seeds.csv": SEED_COLUMNS, "peers.csv": PEER_COLUMNS, "sizes.csv": SIZE_COLUMNS}
+
+
+def study_run(
+    run: Run,
+    train_set: CustomDataset,
+    test_set: CustomDataset,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    presets: Sequence[str] = PRESETS_STUDIED,
+    sizes: Sequence[int] = SIZES,
+    repeats: int = REPEATS,
+    force: bool = False,
+) -> dict[str, pd.DataFrame]:
+    """A run's `study` stage, on the device it was trained on: seeds.csv, peers.csv and sizes.csv; see `load_study`.
+
+    An interrupted study goes on after the last seed, or the last of the three tables.
+    """
+    check_seeds(presets, seeds)  # before anything is discarded
+    check_sizes(sizes)
+    if type(repeats) is not int or repeats < 1:
+        raise ParameterError(f"repeats: expected a whole number from 1, got {repeats!r}")
+    device = resolve_device(load_config(run).device)
+    parameters = {"seeds": list(seeds), "presets": list(presets), "sizes": list(sizes), "repeats": repeats}
+    with run.stage("study", parameters, images=describe_images(train_set), device=device, force=force) as results:
+        if results is not None:
+            done = {name: _read(run, name) for name in TABLES if (run.path / name).exists()}
+            study_seeds(
+                train_set,
+                presets=presets,
+                seeds=seeds,
+                device=str(device),
+                done=done.get("seeds.csv"),
+                save=lambda table: run.write_table("seeds.csv", table),
+            )
+            model = load_model(run)
+            if "peers.csv" not in done:
+                devices = list(dict.fromkeys(["cpu", str(device)]))
+                run.write_table("peers.csv", study_peers(model, test_set.images, devices=devices, repeats=repeats))
+            if "sizes.csv" not in done:
+                table = study_sizes(model, test_set.images, device=str(device), sizes=sizes, repeats=repeats)
+                run.write_table("sizes.csv", table)
+    return load_study(run)
+
+
+def load_study(run: Run) -> dict[str, pd.DataFrame]:
+    """The tables of a run's complete `study` stage: seeds, peers, sizes."""
+    run.require("study")
+    return {name.removesuffix(".csv"): _read(run, name) for name in TABLES}
+
+
+def _read(run: Run, name: str) -> pd.DataFrame:
+    table = run.read_table(name, TABLES[name])
+    return table.fillna({name: "" for name in ("raw_seconds", "reason") if name in table})

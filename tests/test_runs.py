@@ -74,7 +74,9 @@ def arrays_file(**changed) -> bytes:
     return buffer.getvalue()
 
 
-HISTORY = b"epoch,train_mse,val_mse,epoch_seconds\n1,0.5,0.4,1.5\n2,0.25,0.2,1.25\n"
+HISTORY = (
+    b"epoch,train_mse,val_mse,epoch_seconds,red,green,blue\n1,0.5,0.4,1.5,0.1,0.2,0.3\n2,0.25,0.2,1.25,0.2,0.3,0.4\n"
+)
 
 
 def make(path: Path, *, parameters: dict | None = None, test_images: dict | None = None) -> Run:
@@ -402,12 +404,12 @@ def test_a_damaged_record_is_refused(made, content):
     assert (made.path / "run.json").read_bytes() == content
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_another_format_version_is_named(made, version):
     info = json.loads((made.path / "run.json").read_text())
     (made.path / "run.json").write_text(json.dumps(info | {"format": version}))
     message = refusal(lambda: made.info)
-    assert f"format {version!r}; this version reads format 1" in message and "make the run again" in message
+    assert f"format {version!r}; this version reads format 2" in message and "make the run again" in message
 
 
 def changed(info: dict, path: str, value: object) -> dict:
@@ -501,17 +503,20 @@ def test_tables_keep_texts_truths_and_what_is_missing(made):
     pd.testing.assert_frame_equal(made.read_table("benchmark.csv", columns), table, check_dtype=False)
 
 
-HEADER = b"epoch,train_mse,val_mse,epoch_seconds\n"
+HEADER = b"epoch,train_mse,val_mse,epoch_seconds,red,green,blue\n"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"epoch,train_mse,val_mse\n1,2,3\n", "expected columns epoch, train_mse, val_mse, epoch_seconds; got epoch"),
+        (
+            b"epoch,train_mse,val_mse\n1,2,3\n",
+            "epoch_seconds, red, green, blue; got epoch, train_mse, val_mse",
+        ),
         (b"train_mse,epoch,val_mse,epoch_seconds\n1,2,3,4\n", "expected columns"),
         (HEADER.replace(b"\n", b",more\n") + b"1,2,3,4,5\n", "expected columns"),
-        (HEADER + b"1,2,3,4,5\n", "more fields than columns"),
-        (HEADER + b"1,2,3,4\n1,2,3,4,5\n", "damaged or not ours"),
+        (HEADER + b"1,2,3,4,5,6,7,8\n", "more fields than columns"),
+        (HEADER + b"1,2,3,4,5,6,7\n1,2,3,4,5,6,7,8\n", "damaged or not ours"),
         (HEADER + b"one,2,3,4\n", "damaged or not ours"),
         (HEADER + b"1.5,2,3,4\n", "damaged or not ours"),
         (HEADER + b"99999999999999999999999,2,3,4\n", "damaged or not ours"),
@@ -710,7 +715,7 @@ def test_reading_writes_nothing(made):
         run = Run(made.path)
         run.require("train", "compare")
         assert (len(run.history()), len(run.weights()), len(run.examples())) == (2, 1, 4)
-        assert run.info["format"] == 1 and run.pipeline == Pipeline()
+        assert run.info["format"] == runs.FORMAT and run.pipeline == Pipeline()
         assert open_runs([run.path])[0].label == "made"
         refusal(lambda: run.require("benchmark"))
         assert listing(made.path) == before

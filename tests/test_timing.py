@@ -11,7 +11,7 @@ from transformnet_lib.machine import clock_mhz
 from transformnet_lib.timing import (
     BENCHMARK_COLUMNS,
     PATHS,
-    STEPS,
+    STEP,
     Setting,
     benchmark_run,
     load_benchmark,
@@ -57,7 +57,7 @@ def test_steps_and_small_batches_are_measured_without_shuffle_and_drop_last():
     rows = settings(["cpu"], batch_sizes=[16], small_batch_sizes=[1, 2], num_workers=[0, 1, 2])
     assert len(set(rows)) == len(rows)
     assert {row.batch_size for row in rows if row.path == "batched"} == {16, 1, 2}
-    for path in PATHS + STEPS:
+    for path in (*PATHS, STEP):
         plain = {row.batch_size for row in rows if row.path == path and not (row.shuffle or row.drop_last)}
         assert plain - {256} == {16, 1, 2}
     others = [row for row in rows if row.shuffle or row.drop_last]
@@ -117,7 +117,7 @@ def fake_cuda(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("path", [*PATHS, *STEPS, "graphed"])
+@pytest.mark.parametrize("path", [*PATHS, STEP, "graphed"])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("drop_last", "processed"), [(True, 48), (False, 50)])
 def test_each_path_runs_the_model_on_each_image_once(model, images, monkeypatch, path, shuffle, drop_last, processed):
@@ -168,7 +168,7 @@ def test_a_pass_leaves_the_global_generator_alone(model, images, path):
     [
         ({"batch_size": 0}, "batch_size: expected a whole number from 1, got 0"),
         ({"num_workers": -1}, "num_workers: expected a whole number from 0, got -1"),
-        ({"path": "magic"}, "path: expected one of reference, fast, loader, folded, got 'magic'"),
+        ({"path": "magic"}, "path: expected one of reference, fast, folded, got 'magic'"),
         ({"device": "tpu"}, "device: expected cpu"),
         ({"batch_size": 64, "drop_last": True}, "zero batches: drop_last with batch size 64 and 50 images"),
     ],
@@ -258,7 +258,7 @@ def test_every_setting_has_a_row_and_the_baselines_are_exact(model, images):
     table = benchmark(model, images, **SMALL | {"batch_sizes": [16, 32], "repeats": 2, "small_batch_sizes": [1]})
     assert list(table.columns) == list(BENCHMARK_COLUMNS)
     assert table["path"].value_counts().to_dict() == {
-        "sequential": 1, "batched": 3, "reference": 9, "fast": 9, "loader": 3, "folded": 3, "floor": 1
+        "sequential": 1, "batched": 3, "reference": 9, "fast": 9, "folded": 3, "floor": 1
     }  # fmt: skip
     assert (table["mse"] < 1e-12).all()
     assert (table["reason"] == "").all()
@@ -271,9 +271,9 @@ def test_every_setting_has_a_row_and_the_baselines_are_exact(model, images):
 def test_paths_take_turns_with_the_baseline_after_a_check_that_is_not_timed(model, images, by_hand):
     table = benchmark(model, images, **SMALL | {"repeats": 2})
     assert by_hand[:5] == ["sequential"] * 5  # warm-up; baseline and the row of its own, twice
-    first = by_hand[5 : 5 + 5 + 2 * 6]
-    assert first[:5] == ["batched 16", *(f"check {path} 16" for path in PATHS + STEPS)]
-    assert first[5:] == ["sequential", "batched 16", *(f"time {path} 16" for path in PATHS + STEPS)] * 2
+    first = by_hand[5 : 5 + 4 + 2 * 5]
+    assert first[:4] == ["batched 16", *(f"check {path} 16" for path in (*PATHS, STEP))]
+    assert first[4:] == ["sequential", "batched 16", *(f"time {path} 16" for path in (*PATHS, STEP))] * 2
     assert (table["raw_seconds"] == "1.0 1.0").all()
 
 
@@ -312,7 +312,7 @@ def test_fast_images_stay_uint8(model, images, by_hand, monkeypatch):
         timing, "prepare_pass", lambda *a, **k: seen.update({k["path"]: k["images"].dtype}) or prepare(*a, **k)
     )
     benchmark(model, (images * 255).byte(), **SMALL)
-    assert seen == dict.fromkeys(("reference", "loader", "folded"), torch.float32) | {"fast": torch.uint8}
+    assert seen == dict.fromkeys(("reference", "folded"), torch.float32) | {"fast": torch.uint8}
 
 
 def test_a_model_that_does_not_equal_the_pipeline_is_not_timed(images):
@@ -320,8 +320,8 @@ def test_a_model_that_does_not_equal_the_pipeline_is_not_timed(images):
     with torch.no_grad():
         model.mix.weight.fill_(-1)  # black
     table = benchmark(model, images, **SMALL)
-    rows = table[table["path"].isin(PATHS + STEPS)]
-    assert len(rows) == 10
+    rows = table[table["path"].isin([*PATHS, STEP])]
+    assert len(rows) == 9
     assert rows["reason"].str.startswith("not measured: output differs from the ground truth (MSE 0.").all()
     assert rows["seconds"].isna().all()
 
@@ -362,15 +362,15 @@ def test_a_device_that_disappears_leaves_the_other_rows(model, images, monkeypat
     monkeypatch.setattr(timing, "resolve_device", lambda device: torch.device("cpu"))
     table = benchmark(model, images, **SMALL | {"devices": ["mps", "cpu"]})
     mps = table[table["device"] == "mps"]
-    assert mps["reason"].tolist() == [""] + ["not measured: no MPS device"] * 10
+    assert mps["reason"].tolist() == [""] + ["not measured: no MPS device"] * 9
     assert (table.loc[table["device"] == "cpu", "reason"] == "").all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_rows_say_that_there_is_no_device(run):
     cuda = load_benchmark(run).query("device == 'cuda'")
-    # 2 batch sizes × shuffle × drop_last × 2 paths, 2 steps for 2 batch sizes, 4 ways at batch size 1, workers, floor
-    assert len(cuda) == 16 + 4 + 4 + 2 + 1
+    # 2 batch sizes × shuffle × drop_last × 2 paths, the step for 2 batch sizes, 3 ways at batch size 1, workers, floor
+    assert len(cuda) == 16 + 2 + 3 + 2 + 1
     assert set(cuda["reason"]) == {"not measured: no CUDA device"}
 
 

@@ -3,13 +3,12 @@
 Every clock is `time.perf_counter`, read after the device has finished. Images, model and results are in memory before
 a clock starts; nothing is decoded from disk inside one.
 
-A path is a way to do the same work, and each differs from its neighbours in one thing, so that gains can be told apart:
+A path is a way to run the model over all images:
 
-    path        loader                          model     storage
-    reference   row by row, as in the paper     eager     float32
-    loader      whole batches (`batch_loader`)  eager     float32
-    folded      row by row, as in the paper     folded    float32
-    fast        whole batches                   folded    uint8; on CUDA pinned memory and a CUDA graph too
+    path        model     loader                          storage
+    reference   eager     row by row, as in the paper     float32
+    folded      folded    row by row, as in the paper     float32
+    fast        folded    whole batches (`batch_loader`)  uint8; on CUDA pinned memory and a CUDA graph too
 """
 
 import copy
@@ -42,11 +41,11 @@ NUM_WORKERS = (0, 1, 2)  # loader processes of the small sweep
 NUM_WORKERS_BATCH_SIZE = 256  # images; the batch size at which num_workers is swept, the paper's for training
 REPEATS = 5  # timed passes of each setting
 PATHS = ("reference", "fast")  # measured for each of the paper's settings
+STEP = "folded"  # between the two; measured once a batch size, without shuffle and drop_last
 WHOLE = ("sequential", "floor")  # without batches; their rows have batch size 1
-STEPS = ("loader", "folded")  # between the two; measured once a batch size, without shuffle and drop_last
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
 CHECKED_IMAGES = 2011  # of the output; no multiple of a usual batch size, so that a last, smaller batch is among them
-SEQUENTIAL_IMAGES = 1000  # of the baseline's pass that each round of repeats begins with; 0.07 s on a 2020s core
+SEQUENTIAL_IMAGES = 500  # of the baseline's pass that each round of repeats begins with; 0.04 s on a 2020s core
 # A median whose quartiles lie farther apart than this part of it is called noisy: the interquartile range at which
 # torch.utils.benchmark begins to warn (torch/utils/benchmark/utils/common.py, _IQR_WARN_THRESHOLD).
 NOISY_SPREAD = 0.1
@@ -56,7 +55,7 @@ NOT_MEASURED = (ParameterError, RuntimeError, MemoryError, OSError)
 
 # benchmark.csv: one row a measured setting. Baselines have no device setting of their own: they run on the CPU.
 BENCHMARK_COLUMNS = {
-    "path": "str",  # sequential, batched (both the pipeline), floor, or one of PATHS and STEPS (the model)
+    "path": "str",  # sequential, batched (both the pipeline), floor, or one of PATHS and STEP (the model)
     "device": "str",
     "batch_size": "int",
     "shuffle": "bool",
@@ -210,8 +209,8 @@ def prepare_pass(
     path: str,
 ) -> Callable[..., tuple[float, list[Tensor]]]:
     """Set up one path; each call of the answer is one pass: (seconds, outputs on the CPU if `keep` else [])."""
-    if path not in PATHS + STEPS:
-        raise ParameterError(f"path: expected one of {', '.join(PATHS + STEPS)}, got {path!r}")
+    if path not in (*PATHS, STEP):
+        raise ParameterError(f"path: expected one of {', '.join((*PATHS, STEP))}, got {path!r}")
     if type(batch_size) is not int or batch_size < 1:
         raise ParameterError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
     if type(num_workers) is not int or num_workers < 0:
@@ -222,12 +221,11 @@ def prepare_pass(
         raise ParameterError(f"zero batches: drop_last with batch size {batch_size} and {len(images)} images")
     batches = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
     network = copy.deepcopy(model).to(device).eval()  # the caller's stays where it is, for the other devices
-    if path in ("folded", "fast"):
+    if path != "reference":
         network = network.folded()
     if path == "fast" and device.type == "cuda" and num_workers == 0:
         return graphed_pass(network, images=images, device=device, **batches)
-    if path in ("loader", "fast"):
-        images = images if path == "fast" else to_float(images)
+    if path == "fast":
         loader = batch_loader(images, num_workers=num_workers, **batches)
     else:
         images = to_float(images)
@@ -344,7 +342,7 @@ def settings(
     """The rows of a benchmark, group by group.
 
     Baselines come first: the pipeline image by image and in batches. Then both paths over the paper's sweep, device ×
-    shuffle × drop_last × batch size, with the steps between the paths where neither shuffle nor drop_last is on; small
+    shuffle × drop_last × batch size, with the step between the paths where neither shuffle nor drop_last is on; small
     batch sizes likewise; last the reference path over num_workers, and the floor.
     """
     sizes = [*batch_sizes, *small_batch_sizes]
@@ -352,7 +350,7 @@ def settings(
     rows += [
         Setting(path, device, size, shuffle, drop_last)
         for device, shuffle, drop_last, size in product(devices, (True, False), (True, False), sizes)
-        for path in (PATHS if shuffle or drop_last else PATHS + STEPS)
+        for path in (PATHS if shuffle or drop_last else (*PATHS, STEP))
         if size in batch_sizes or not (shuffle or drop_last)
     ]
     rows += [

@@ -598,6 +598,11 @@ def test_crop_takes_the_shorter_side_of_the_first_image_by_default(tmp_path):
 # What is asked for
 
 
+def test_cifar10_is_what_torchvision_says_it_is():
+    assert (CIFAR10.url, CIFAR10.tgz_md5) == (data.CIFAR10_URL, data.CIFAR10_MD5)
+    assert (data.CIFAR10_FOLDER, Path(data.CIFAR10_URL).name) == (CIFAR10.base_folder, CIFAR10.filename)
+
+
 @pytest.mark.parametrize("source", ["CIFAR10", "", "photo", "folder", None, 3, Path("folder:x")])
 def test_an_unknown_source_is_refused(source):
     message = refusal(lambda: load_images(source, train=True), ParameterError)

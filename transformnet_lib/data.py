@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
-from torchvision.datasets import CIFAR10
 
 from .errors import DataError, ParameterError
 from .pipeline import MAX_SIZE, Pipeline, to_float
@@ -37,7 +36,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before it is decoded
 
 # https://www.cs.toronto.edu/~kriz/cifar.html; the md5 is the one torchvision checks (torchvision/datasets/cifar.py)
-CIFAR10_URL, CIFAR10_MD5 = CIFAR10.url, CIFAR10.tgz_md5
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR10_FOLDER = "cifar-10-batches-py"  # in which the archive unpacks
 
 TARGET_BATCH = 2048  # images a step when targets are computed; bounds the float copy to 25 MB for 32×32
 FITS = ("none", "crop")
@@ -107,7 +108,7 @@ def load_images(
 def resolve_source(data: str, data_path: str | Path = "data") -> str:
     """Return `data` with "auto" decided: "cifar10" if it lies in `data_path`, else "photos"."""
     if data == "auto":
-        return "cifar10" if (Path(data_path) / CIFAR10.base_folder).is_dir() else "photos"
+        return "cifar10" if (Path(data_path) / CIFAR10_FOLDER).is_dir() else "photos"
     if data not in ("photos", "cifar10") and not (isinstance(data, str) and data.startswith("folder:")):
         raise ParameterError(f"data: expected auto, photos, cifar10 or folder:PATH, got {data!r}")
     return data
@@ -152,10 +153,12 @@ def _photos(split: str) -> Tensor:
 
 def _cifar10(data_path: Path, train: bool) -> Tensor:
     """CIFAR-10 as torchvision reads it; every file's md5 is checked before it is unpickled."""
+    from torchvision.datasets import CIFAR10  # here, since its import takes longer than any other and few need it
+
     try:
         dataset = CIFAR10(data_path, train=train, download=False)
     except RuntimeError as error:
-        folder = data_path / CIFAR10.base_folder
+        folder = data_path / CIFAR10_FOLDER
         state = "is damaged or incomplete (an md5 differs)" if folder.is_dir() else "is not there"
         raise DataError(
             f"CIFAR-10: {folder} {state}; get it with `transformnet data cifar10 --data-path {data_path}`, "
@@ -169,7 +172,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
 
     Does nothing if it is there already. Raises DataError if the download fails or its hash differs.
     """
-    folder = Path(data_path) / CIFAR10.base_folder
+    folder = Path(data_path) / CIFAR10_FOLDER
     with suppress(DataError):
         _cifar10(Path(data_path), train=True)
         return folder
@@ -178,7 +181,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             CIFAR10_URL,
             known_hash=f"md5:{CIFAR10_MD5}",
             path=data_path,
-            fname=CIFAR10.filename,
+            fname=Path(CIFAR10_URL).name,
             downloader=pooch.HTTPDownloader(progressbar=True, timeout=60),  # seconds without a byte
         )
         pooch.Untar(extract_dir=".")(archive, "download", None)  # not as `processor`: that skips an archive kept

@@ -55,6 +55,7 @@ def execute(name: str, output: Path, parameters: dict) -> None:
                 parameters,
                 progress_bar={"desc": name, "leave": False},
                 extra_arguments=KERNEL_ARGUMENTS,
+                shutdown_kernel="immediate",  # nothing is left to do then, and Python takes a second to unload all
                 **hooks,
             ),
         )

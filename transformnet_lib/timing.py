@@ -44,7 +44,7 @@ PATHS = ("reference", "fast")  # measured for each of the paper's settings
 STEP = "folded"  # between the two; measured once a batch size, without shuffle and drop_last
 WHOLE = ("sequential", "floor")  # without batches; their rows have batch size 1
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
-CHECKED_IMAGES = 2011  # of the output; no multiple of a usual batch size, so that a last, smaller batch is among them
+CHECKED_IMAGES = 1031  # of the output; no multiple of a usual batch size, so that a last, smaller batch is among them
 SEQUENTIAL_IMAGES = 500  # of the baseline's pass that each round of repeats begins with; 0.04 s on a 2020s core
 # A median whose quartiles lie farther apart than this part of it is called noisy: the interquartile range at which
 # torch.utils.benchmark begins to warn (torch/utils/benchmark/utils/common.py, _IQR_WARN_THRESHOLD).
@@ -97,11 +97,11 @@ class Setting:
         return self if self.path in WHOLE else replace(self, path="")
 
     def offered(self, count: int) -> int:
-        """How many of `count` images are given to a pass: below the paper's batch sizes as many *batches* as at 16.
+        """How many of `count` images are given to a pass: below the paper's batch sizes as many *batches* as at 32.
 
         Else batch size 1 would take longer than all others together.
         """
-        return max(1, count * min(self.batch_size, BATCH_SIZES[0]) // BATCH_SIZES[0])
+        return count if self.batch_size >= BATCH_SIZES[0] else max(1, count * self.batch_size // 32)
 
     def images(self, count: int) -> int:
         """How many of `count` images one pass processes."""

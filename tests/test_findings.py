@@ -195,7 +195,46 @@ def test_weights_are_judged_by_their_distance(run, tmp_path, train_set):
     train(train_set, TrainConfig(device="cpu", seed=3), run=dead)
     assert "`far` are not the ground truth's" in learning.weights_distance(far)
     assert "`dead` is a dead start" in learning.weights_distance(dead)
-    assert "does not replace the pipeline" not in abstract.answer([far, dead])  # not compared, so not judged
+    assert "No run here shows" in abstract.answer([far, dead])  # not compared, so not judged
+    assert abstract.closeness_of_each([far, dead]) == ""
+
+
+@pytest.mark.parametrize(
+    ("results", "dead", "answer", "of_the_run"),
+    [
+        (
+            {"test_mse": 1e-15, "max_error": 1e-7},
+            False,
+            "replace the pipeline to within half",
+            "replaces the pipeline to",
+        ),
+        ({"test_mse": 1e-4, "max_error": 0.05}, False, "come close to the pipeline but do not equal", "comes close to"),
+        (
+            {"test_mse": 0.3, "max_error": 0.9},
+            False,
+            "do not replace the pipeline here",
+            "does not replace the pipeline:",
+        ),
+        ({"test_mse": 0.3, "max_error": 0.9}, True, "No run here shows whether", "had no gradient to learn from"),
+    ],
+)
+def test_the_first_sentence_follows_the_measured_distance(run, monkeypatch, results, dead, answer, of_the_run):
+    stage = run.stage_info("compare") | {"results": results}
+    monkeypatch.setattr(
+        Run, "stage_info", lambda self, name, f=Run.stage_info: stage if name == "compare" else f(self, name)
+    )
+    monkeypatch.setattr(abstract, "load_training", lambda run: SimpleNamespace(dead=dead))
+    assert answer in abstract.answer([run])
+    assert of_the_run in abstract.closeness_of_each([run])
+
+
+def test_the_answer_gives_each_ways_best_against_both_baselines(run, monkeypatch):
+    measured = table(lambda *_: 0.2, fast=lambda *_: 0.02, batched=0.1)
+    monkeypatch.setattr(abstract, "load_benchmark", lambda run: measured)
+    text = abstract.answer([run])
+    assert "the model run the fast way takes 20 ms [19.9 ms, 20.1 ms] at best" in text
+    assert "50× as fast as the pipeline run image by image and 5× as fast as the pipeline run in batches" in text
+    assert "5× as fast as the pipeline run image by image and 0.5× as fast as the pipeline run in batches" in text
 
 
 def test_the_weights_table_has_the_yardsticks_once(run, tmp_path, train_set):

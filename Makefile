@@ -5,8 +5,8 @@
 #   make study                                        the same with a closer look: 20 seeds, other libraries, cost over size
 #   make report TITLE="My title" AUTHOR="My name"     as something to hand in
 #
-# Options of `make report`: DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE LIMIT SEED EPOCHS REPEATS TITLE AUTHOR RUN
-# RUNS_DIR OUT FORCE=1; they are those of `transformnet report --help`. DEVICE and RUN may name several.
+# Options of `make report`: DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE LIMIT PRESET SEED EPOCHS REPEATS TITLE AUTHOR
+# RUN RUNS_DIR OUT FORCE=1; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name several.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,7 +30,7 @@ flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))
 flags = $(if $(call given,$(1)),$(foreach word,$(value $(1)),--$(2) $(call quoted,$(word))))
 
 report study: install
-	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flag,DATA,data) \
+	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flags,PRESET,preset) $(call flag,DATA,data) \
 	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
 	  $(call flag,OUTPUT_SIZE,output-size) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
 	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \

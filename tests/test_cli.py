@@ -60,6 +60,10 @@ def test_importing_the_library_does_not_load_torch_but_names_all():
         (["report", "--run", "r"], "stage train: the folder holds no run"),
         (["report", "--run", "r", "--limit", "5"], "--limit: only for making runs"),
         (["report", "--device", "cpu", "--device", "tpu"], "device: expected cpu"),
+        (["report", "--repeats", "0"], "repeats: expected a whole number from 1, got 0"),
+        (["report", "--limit", "0"], "limit: expected a whole number from 1"),
+        (["report", "--preset", "best"], "preset: expected one of paper, precise, got 'best'"),
+        (["report", "--data", "folder:nowhere"], "nowhere is not a folder; expected nowhere/train/ and nowhere/test/"),
     ],
 )
 def test_bad_input_is_one_line_and_a_status_other_than_0(tmp_path, monkeypatch, arguments, message):

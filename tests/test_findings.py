@@ -178,8 +178,55 @@ def test_the_fast_way_is_compared_with_the_papers_over_all_settings():
 
 
 def test_noise_is_said():
-    assert "No row on cpu is noisy" in speed.noise(table(lambda *_: 0.2), "cpu")
-    assert "16 of 16 rows on cpu are noisy" in speed.noise(table(lambda *_: 0.2, spread=0.2), "cpu")
+    assert "None of 16 rows on cpu is disturbed" in speed.noise(table(lambda *_: 0.2), "cpu")
+    assert "16 of 16 rows on cpu are disturbed: in 16 the quartiles" in speed.noise(
+        table(lambda *_: 0.2, spread=0.2), "cpu"
+    )
+
+
+def test_a_row_of_a_slow_phase_is_marked_though_its_own_spread_is_small():
+    rows = table(lambda *_: 0.2)
+    rows.loc[12, "sequential_seconds_per_image"] *= 1.5
+    assert speed.disturbed(rows).tolist() == [i == 12 for i in range(len(rows))] and not rows["noisy"].any()
+    assert "1 of 16 rows on cpu is disturbed: in 0 the quartiles" in speed.noise(rows, "cpu")
+
+
+def test_the_quickest_is_that_of_the_least_time_not_of_the_slowest_baseline():
+    rows = table(lambda size, *_: {16: 0.3, 64: 0.2, 256: 0.1}[size])
+    slow = (rows["path"] == "reference") & (rows["batch_size"] == 16)
+    rows.loc[slow, "speedup"] *= 10
+    assert "is fastest with batch size 256" in speed.fastest(rows, "cpu", "reference")
+
+
+def test_where_nothing_could_be_measured_table1_has_the_papers_column_alone(run, monkeypatch):
+    rows = table(lambda *_: 0.2)
+    rows["reason"] = "not measured: output differs from the ground truth (MSE 0.285, more than 0.01)"
+    monkeypatch.setattr(speed, "load_benchmark", lambda run: rows)
+    (label, measured), = speed.table1_groups([run]).items()  # fmt: skip
+    shown = speed.table1(measured)
+    assert len(shown) == 48 and set(shown["Reference (s)"]) == {"–"}
+    assert "12 settings on cpu in run `small` have no time (not measured: output differs" in speed.table1_caption(
+        [run], label
+    )
+
+
+def test_where_everything_was_measured_nothing_is_said_to_be_missing(run, monkeypatch):
+    monkeypatch.setattr(speed, "load_benchmark", lambda run: table(lambda *_: 0.2))
+    assert speed.not_measured([run]) == ""
+
+
+def test_too_few_repeats_are_not_judged():
+    rows = table(lambda size, shuffle, _: 2.0 if shuffle else 1.0, workers={1: 3.0}).assign(repeats=2)
+    assert "could not be judged from fewer than 3 repeats" in speed.effect_of(rows, "cpu", "reference", "shuffle")
+    assert "could not be judged from fewer than 3 repeats" in speed.workers_effect(rows, "cpu")
+
+
+def test_a_win_within_the_spread_is_none():
+    close = table(lambda *_: 0.099, batched=0.1, spread=0.02)
+    assert "it does not beat the pipeline run in batches" in speed.wins_from(close, "cpu", "reference")
+    assert "beats the pipeline run in batches of the same size at every" in speed.wins_from(
+        table(lambda *_: 0.09, batched=0.1, spread=0.02), "cpu", "reference"
+    )
 
 
 def test_rows_without_a_time_fold_into_one_sentence(run):

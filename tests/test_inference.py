@@ -79,6 +79,14 @@ def test_a_second_call_does_only_what_is_missing(run, images, tmp_path, form):
     assert listing(out) == before
 
 
+def test_shards_are_made_again_if_images_were_added(run, images, tmp_path):
+    infer_folder(run, images, tmp_path / "out", form="npz", batch_size=10, device="cpu")
+    shutil.copy(images / "0.png", images / "zz.png")
+    assert infer_folder(run, images, tmp_path / "out", form="npz", batch_size=10, device="cpu") > 0
+    names = [name for path in (tmp_path / "out").glob("*.npz") for name in np.load(path)["names"].tolist()]
+    assert sorted(names) == sorted(expected(run, images))
+
+
 def test_a_killed_command_goes_on_to_the_same_end(run, images, tmp_path):
     for i in range(400):  # enough to be in the middle of
         shutil.copy(images / "0.png", images / f"copy-{i:03}.png")

@@ -161,3 +161,13 @@ def test_the_folded_model_refuses_other_shapes_and_dtypes(wrong):
 def test_the_folded_model_is_the_same_on_cuda(images):
     folded = exact(Pipeline()).folded()
     torch.testing.assert_close(folded(images.cuda()).cpu(), folded(images), rtol=0, atol=1e-6)
+
+
+def test_a_folded_model_that_was_first_used_without_gradients_can_give_them():
+    folded = exact(Pipeline()).folded()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        folded(images)
+    images.requires_grad_()
+    folded(images).sum().backward()
+    assert images.grad.abs().sum() > 0

@@ -51,7 +51,7 @@ def do(
             return False
         for file, content in (files or {}).items():
             run.write(file, content)
-        results["answer"] = 42
+        results |= {"answer": 42} | ({"test_mse": 0.25, "max_error": 0.5} if name == "compare" else {})
     return True
 
 
@@ -235,6 +235,14 @@ def test_force_on_train_drops_all_that_builds_on_it(made):
     assert set(made.info["stages"]) == {"train"}
     assert {path.name for path in made.path.iterdir()} - {".lock"} == {"run.json", "train.ipynb"}
     assert record(made)["parameters"]["seed"] == 1
+
+
+@pytest.mark.parametrize("results", [{}, {"test_mse": "low", "max_error": 0.1}, {"test_mse": 0.1, "max_error": None}])
+def test_a_comparison_without_its_numbers_is_refused(made, results):
+    info = made.info
+    info["stages"]["compare"]["results"] = results
+    (made.path / "run.json").write_text(json.dumps(info))
+    assert "run.json: results of compare: expected a number" in refusal(lambda: made.stage_info("compare"))
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"format": 0, "stages": {}}'])
@@ -814,7 +822,15 @@ def test_open_runs_refuses_another_pipeline(made, tmp_path):
 def test_open_runs_refuses_other_test_images(made, tmp_path):
     other = make(tmp_path / "other", test_images=images("test", fingerprint="cd" * 32))
     message = refusal(lambda: open_runs([made.path, other.path]))
-    assert f"{other.path}: other test images (20 of photos, cdcdcdcd) than {made.path}" in message
+    assert (
+        f"{other.path}: other test images of compare (20 of photos, cdcdcdcd) than of compare in {made.path}" in message
+    )
     fresh = Run(tmp_path / "fresh")  # one that is only trained stands beside any
     do(fresh, "train", files={"history.csv": HISTORY, "weights.pt": weights_file()})
     assert len(open_runs([fresh.path, made.path])) == 2
+
+
+def test_open_runs_refuses_a_benchmark_of_other_images_than_the_comparison(made):
+    do(made, "benchmark", {"sizes": [1]}, images=images("test", fingerprint="cd" * 32))
+    message = refusal(lambda: open_runs([made.path]))
+    assert "other test images of benchmark (20 of photos, cdcdcdcd) than of compare" in message

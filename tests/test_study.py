@@ -2,13 +2,25 @@
 
 import importlib.util
 import math
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from transformnet_lib import GRAY_WEIGHTS, Pipeline, Run, TrainConfig, TransformNet, peers, seeds, sizes, train
+from transformnet_lib import (
+    GRAY_WEIGHTS,
+    CustomDataset,
+    Pipeline,
+    Run,
+    TrainConfig,
+    TransformNet,
+    peers,
+    seeds,
+    sizes,
+    train,
+)
 from transformnet_lib.errors import ParameterError, RunError
 from transformnet_lib.findings import studies
 from transformnet_lib.peers import BASELINE, PEER_COLUMNS, PEERS, study_peers
@@ -92,6 +104,14 @@ def test_another_study_is_refused_and_nonsense_too(trained, train_set, test_set)
     load_study(trained)  # still there
 
 
+def test_grey_images_have_no_optimum_to_be_compared_with(train_set):
+    grey = CustomDataset(data="photos", train=True, limit=100)
+    grey.images = grey.images[:, :1].expand(-1, 3, -1, -1).contiguous()
+    grey.targets = grey.compute_targets()
+    table = seeds.study_seeds(grey, presets=["paper"], seeds=[0])
+    assert math.isnan(table["weight_error"].item()) and table["val_mse"].item() >= 0
+
+
 # Other libraries
 
 
@@ -148,7 +168,7 @@ def test_the_peers_verdict_follows_the_times():
 
     assert "is 3× as fast as the quickest of the others, Pillow" in studies.peers_text(table(0.1))
     assert "is slower (2× the time) than the quickest of the others, Pillow" in studies.peers_text(table(0.6))
-    assert "Not the same pictures, by more than one grey level somewhere: Pillow, image by image (2)" in (
+    assert "Not the same pictures, by more than one grey level somewhere: Pillow, image by image (1.5)" in (
         studies.peers_text(table(0.1))
     )
     assert studies.peers_table(table(0.1))["speed-up"].tolist() == ["1×", "3.33×", "10×"]
@@ -172,7 +192,16 @@ def test_sizes_above_the_images_go_through_them_again(exact, test_set, monkeypat
 def test_every_way_is_measured_for_every_size(exact, test_set):
     table = study_sizes(exact, test_set.images, sizes=[100, 700], repeats=1)
     assert (table["reason"] == "").all() and (table["seconds"] > 0).all()
-    assert table["peak_mib"].is_monotonic_increasing and table["peak_mib"].min() > 100
+    assert table["peak_mib"].min() > 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a process' largest memory")
+def test_an_earlier_peak_is_forgotten():
+    held = torch.ones(2**26)  # 256 MiB
+    before = sizes._peak_mib()
+    del held
+    sizes._forget_peak()
+    assert sizes._peak_mib() < before - 200
 
 
 @pytest.mark.parametrize(
@@ -186,4 +215,4 @@ def test_growth_is_put_into_words(power, words):
     )  # fmt: skip
     text = studies.sizes_text(table)
     assert f"time grows {words} (as the number of images to the power {power:.2f})" in text
-    assert "From 1,000 to 100,000 images the process' largest memory grew by 2 MiB, to 802 MiB." in text
+    assert "From 1,000 to 100,000 images the memory of the process grew by 2 MiB, to 802 MiB." in text

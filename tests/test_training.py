@@ -233,6 +233,11 @@ def test_force_must_be_true_or_false(train_set, tmp_path):
         train(train_set, paper(epochs=1), run=Run(tmp_path / "run"), force="no")
 
 
+def test_a_training_that_dies_on_the_way_is_no_dead_start(train_set):
+    result = train(train_set, paper(lr=5.0, seed=2, batch_size=16))
+    assert result.best_epoch > 0 and not result.dead
+
+
 def test_images_that_are_all_black_are_no_dead_start():
     black = CustomDataset(data="photos", train=True, limit=100)
     black.images.zero_()

@@ -162,6 +162,7 @@ def report(
     hflip: HFlip = None,
     vflip: VFlip = None,
     limit: Limit = None,
+    preset: option(list[str], "A preset to train with; repeatable, the first is timed [paper, precise].") = None,
     seed: Seed = None,
     epochs: Epochs = None,
     repeats: Repeats = None,
@@ -189,7 +190,10 @@ def report(
         epochs=epochs,
     )
     if run and (
-        unused := [*made_with, *given(device=device, repeats=repeats, study=study or None, force=force or None)]
+        unused := [
+            *made_with,
+            *given(device=device, preset=preset, repeats=repeats, study=study or None, force=force or None),
+        ]
     ):
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
@@ -201,6 +205,7 @@ def report(
         run = make_runs(
             device or [],
             runs_dir,
+            **given(presets=preset),
             train={"data": "auto", "limit": None} | made_with,
             benchmark=full_sweep() | given(repeats=repeats),
             study={"seeds": 20, "sizes": list(SIZES)} if study else None,

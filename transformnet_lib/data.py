@@ -83,8 +83,7 @@ def load_images(
     the first).
     Raises DataError for images that are missing or not usable, ParameterError for a parameter that is not.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ParameterError(f"limit: expected a whole number from 1, or none for all images, got {limit!r}")
+    check_limit(limit)
     if image_size is not None and not (type(image_size) is int and 1 <= image_size <= MAX_SIZE):
         raise ParameterError(f"image_size: expected a whole number from 1 to {MAX_SIZE}, or none, got {image_size!r}")
     if type(train) is not bool:
@@ -112,6 +111,29 @@ def resolve_source(data: str, data_path: str | Path = "data") -> str:
     if data not in ("photos", "cifar10") and not (isinstance(data, str) and data.startswith("folder:")):
         raise ParameterError(f"data: expected auto, photos, cifar10 or folder:PATH, got {data!r}")
     return data
+
+
+def check_limit(limit: int | None) -> None:
+    """ParameterError unless `limit` is None or a whole number from 1."""
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ParameterError(f"limit: expected a whole number from 1, or none for all images, got {limit!r}")
+
+
+def check_source(data: str, data_path: str | Path = "data", *, limit: int | None = None) -> None:
+    """Raise what `load_images` would of a source whose splits are not both there, without reading an image."""
+    check_limit(limit)
+    source = resolve_source(data, data_path)
+    if source.startswith("folder:"):
+        for split in ("train", "test"):
+            _split_folder(Path(source.removeprefix("folder:")), split)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """The folder of one split; DataError if it is not there."""
+    if not (root / split).is_dir():
+        missing = f"has no folder {split}/" if root.is_dir() else "is not a folder"
+        raise DataError(f"folder:{root}: {root} {missing}; expected {root}/train/ and {root}/test/ with images in them")
+    return root / split
 
 
 def _chosen(count: int, limit: int | None) -> np.ndarray:
@@ -193,10 +215,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
 
 def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int | None) -> Tensor:
     """Images below `root/split`, sorted by path, decoded to RGB by Pillow."""
-    folder = root / split
-    if not folder.is_dir():
-        missing = f"has no folder {split}/" if root.is_dir() else "is not a folder"
-        raise DataError(f"folder:{root}: {root} {missing}; expected {root}/train/ and {root}/test/ with images in them")
+    folder = _split_folder(root, split)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not files:
         raise DataError(f"folder:{root}: no images in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")

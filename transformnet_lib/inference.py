@@ -85,7 +85,7 @@ def infer_folder(
                 list(pool.map(lambda file, output: _write_png(targets[file], output), files, outputs))  # noqa: B023
             else:
                 shard = out / f"shard-{number:06}-of-rank-{rank:04}.npz"
-                files = [] if shard.exists() else files
+                files = [] if _names_in(shard) == names else files  # others if images were added since
                 if files:
                     buffer = io.BytesIO()
                     arrays = np.stack([output.numpy() for output in _outputs(folded, files, where, pool)])
@@ -94,6 +94,14 @@ def infer_folder(
             done += len(files)
             bar.update(len(names))
     return done
+
+
+def _names_in(shard: Path) -> list[str]:
+    """The images whose outputs a shard holds; none if it is not there."""
+    if not shard.exists():
+        return []
+    with np.load(shard, allow_pickle=False) as arrays:
+        return arrays["names"].tolist()
 
 
 def _claim(out: Path, record: dict) -> None:

@@ -62,7 +62,8 @@ class FoldedTransformNet(nn.Module):
     output `(batch, 1, *pipeline.size)` in [0, 1], of the weights' dtype, on the device of the input. Equal to the
     eager model within 1e-6; beyond some 100 pixels that takes float64, for float32's sums of so many pixels round more.
     L and R are made when a shape, dtype or device is first met. Nothing is learned, so there are no parameters, and
-    one folded model serves all devices. Raises ParameterError for any other input.
+    one folded model serves all devices; for another dtype, convert the model before folding it.
+    Raises ParameterError for any other input.
 
     >>> TransformNet().folded()(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
     torch.Size([8, 1, 28, 28])
@@ -85,6 +86,7 @@ class FoldedTransformNet(nn.Module):
         matrix = F.interpolate(unit, new_size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
         return matrix.flip(0) if axis in self.pipeline.flip_axes else matrix
 
+    @torch.inference_mode(False)  # else what is kept could not be used where gradients are wanted
     def fold(self, images: Tensor) -> tuple[Tensor | dict[str, Tensor], Tensor | None, bool]:
         """L and R for images such as these, and whether anything can need clamping.
 

@@ -18,10 +18,13 @@ from nbconvert.exporters.exporter import Exporter
 from papermill.exceptions import PapermillException, PapermillExecutionError
 
 from . import errors
+from .data import check_source
 from .errors import ExportError, Interrupted, NotebookError, ParameterError
 from .export import HTMLReportExporter, PDFReportExporter
 from .machine import available_devices, resolve_device
 from .runs import Run, open_runs, write_atomic
+from .timing import check_sweep
+from .training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -138,24 +141,35 @@ def export(notebook: Path, out_dir: Path, formats: Sequence[str] = ("html", "pdf
 
 
 def make_runs(
-    devices: Sequence[str], runs_dir: Path, *, train: dict, benchmark: dict, study: dict | None = None, force: bool
+    devices: Sequence[str],
+    runs_dir: Path,
+    *,
+    presets: Sequence[str] = ("paper", "precise"),
+    train: dict,
+    benchmark: dict,
+    study: dict | None = None,
+    force: bool,
 ) -> list[Path]:
-    """Make the report's runs, for each device `<runs_dir>/<device>` and `<runs_dir>/<device>-precise`.
+    """Make the report's runs: for each device `<runs_dir>/<device>` of the first preset, `<device>-<preset>` of others.
 
-    The first has the preset `paper` and the stages train, compare, benchmark and, unless None, study; the second the
-    preset `precise`, train and compare. What is complete already is left as it is. `train`, `benchmark` and `study` are
-    notebook parameters.
+    The first has the stages train, compare, benchmark and, unless None, study; the others train and compare. What is
+    complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters.
     """
-    devices = list(devices) or available_devices()
-    for device in devices:
-        resolve_device(device)  # refuse before the first long stage
+    # Refuse before the first long stage what can be told by then
+    devices = [str(resolve_device(device)) for device in devices] or available_devices()
+    configs = {name: train[name] for name in ("seed", "epochs") if name in train}
+    for preset in presets:
+        TrainConfig.from_preset(preset, **configs)
+    check_source(train["data"], train.get("data_path", "data"), limit=train["limit"])
+    check_sweep(**benchmark)
     run_dirs = []
     for device in devices:
         # Where there is no CUDA device the CPU's run says so, row by row.
         timed = [device] + ["cuda"] * (device == "cpu" and "cuda" not in available_devices())
-        every = STAGES + ("study",) * (study is not None)
-        for preset, stages in (("paper", every), ("precise", STAGES[:2])):
-            run_dir = runs_dir / (device.replace(":", "") + ("" if preset == "paper" else f"-{preset}"))
+        for preset in presets:
+            first = preset == presets[0]
+            stages = STAGES + ("study",) * (study is not None) if first else STAGES[:2]
+            run_dir = runs_dir / (device.replace(":", "") + ("" if first else f"-{preset}"))
             of_stage = {
                 "train": {"device": device, "preset": preset, **train},
                 "compare": {},

@@ -40,6 +40,8 @@ STAGE_FILES = {
     "study": ("seeds.csv", "peers.csv", "sizes.csv"),
 }
 
+RESULT_NUMBERS = {"compare": ("test_mse", "max_error")}  # that a complete stage's results hold
+
 HISTORY_COLUMNS = {
     "epoch": "int",
     "train_mse": "float",
@@ -62,7 +64,7 @@ _images = {
     "required": ["source", "split", "count", "size", "fingerprint", "request"],
     "additionalProperties": False,
     "properties": {
-        "source": _text,
+        "source": {"type": "string", "maxLength": 10_000, "pattern": "^(photos|cifar10|folder:)"},
         "split": {"enum": ["train", "test"]},
         "count": {"type": "integer", "minimum": 1},
         "size": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
@@ -164,11 +166,16 @@ def open_runs(run_dirs: Sequence[str | Path]) -> "list[Run]":
             raise RunError(f"{run.path} and {same.path}: two runs named {run.label}; rename one of the folders")
         if run.pipeline != runs[0].pipeline:
             raise RunError(f"{run.path}: another pipeline ({run.pipeline}) than {runs[0].path} ({runs[0].pipeline})")
+    tested = [(run, stage) for run in runs for stage in ("compare", "benchmark") if run.has(stage)]
+    for run, stage in tested:
+        first, other = (_brief(each.stage_info(of)["images"]) for each, of in (tested[0], (run, stage)))
+        if first != other:
+            raise RunError(
+                f"{run.path}: other test images of {stage} ({other}) than of {tested[0][1]} in {tested[0][0].path} "
+                f"({first})"
+            )
     compared = [run for run in runs if run.has("compare")]
     for run in compared:
-        first, other = (_brief(each.stage_info("compare")["images"]) for each in (compared[0], run))
-        if first != other:
-            raise RunError(f"{run.path}: other test images ({other}) than {compared[0].path} ({first})")
         shown = [each.stage_info("compare")["parameters"].get("indices") for each in (compared[0], run)]
         if shown[0] != shown[1]:
             raise RunError(f"{run.path}: shows other examples ({shown[1]}) than {compared[0].path} ({shown[0]})")
@@ -212,7 +219,7 @@ class Run:
             if isinstance(info, dict) and info.get("format") != FORMAT:
                 raise RunError(
                     f"{self.path}/run.json: format {info.get('format')!r}; this version reads format {FORMAT}: "
-                    "make the run again, or use the version that made it"
+                    "make the run again (force=True, --force), or use the version that made it"
                 )
             check_schema(info)
         except (ValueError, RecursionError, fastjsonschema.JsonSchemaException) as error:
@@ -239,6 +246,9 @@ class Run:
                 f"{self.path}: stage {name} is not complete ({why}); "
                 f"`transformnet {name} --run-dir {self.path}` with the same parameters makes it"
             )
+        for number in RESULT_NUMBERS.get(name, ()):
+            if type(record.get("results", {}).get(number)) not in (int, float):
+                raise RunError(f"{self.path}/run.json: results of {name}: expected a number {number}")
         return record
 
     def require(self, *names: str) -> None:

@@ -1,7 +1,8 @@
 """Cost over size: how time and memory grow with the number of images."""
 
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -26,7 +27,7 @@ SIZE_COLUMNS = {
     "seconds": "float",  # median over the repeats, as are q1 and q3
     "q1": "float",
     "q3": "float",
-    "peak_mib": "float",  # the largest resident size of the process until then; sizes are measured in rising order
+    "peak_mib": "float",  # the process' largest resident size while this size was measured; not on Linux: after it
     "raw_seconds": "str",  # every repeat, separated by spaces
     "reason": "str",  # why there is no time; empty where there is one
 }
@@ -44,6 +45,7 @@ def study_sizes(
     rows = []
     with torch.inference_mode(), float32_exactly():
         for size in tqdm(sorted(set(sizes)), desc="sizes", unit="size", leave=False):
+            _forget_peak()
             whole, rest = divmod(size, len(images))
             passes, found = {}, []
             for way in ("sequential", "batched", "reference", "fast"):
@@ -88,11 +90,16 @@ def _prepare(way: str, model: TransformNet, images: Tensor, device: str) -> Call
     return lambda: run_pass()[0]
 
 
-def _peak_mib() -> float:
-    """The largest resident size of this process until now, in MiB."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource  # which Windows lacks
+# Linux keeps the largest resident size of a process and can forget it: man proc_pid_clear_refs, man proc_pid_status
+def _forget_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+def _peak_mib() -> float:
+    """The largest resident size of this process since `_forget_peak`, in MiB; on others than Linux the present one."""
+    try:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 2**10  # KiB
+    except (OSError, ValueError):
+        return psutil.Process().memory_info().rss / 2**20

@@ -57,6 +57,7 @@ def study_run(
             if "sizes.csv" not in done:
                 table = study_sizes(model, test_set.images, device=str(device), sizes=sizes, repeats=repeats)
                 run.write_table("sizes.csv", table)
+            results["test_images"] = describe_images(test_set)  # of peers and sizes
     return load_study(run)
 
 

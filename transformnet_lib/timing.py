@@ -70,7 +70,7 @@ BENCHMARK_COLUMNS = {
     "images_per_second": "float",
     "sequential_seconds_per_image": "float",  # median of the baseline's passes that took turns with this row's
     "speedup": "float",  # sequential seconds per image ÷ this row's seconds per image
-    "mse": "float",  # of this row's output against the ground truth, before timing
+    "mse": "float",  # of the model's output against the ground truth, before timing; none for the pipeline and floor
     "setup_seconds": "float",  # what is done once, outside the clock: loader, folding, pinning, graph capture
     "threads": "int",  # of PyTorch on the CPU
     "load_average": "float",  # processes running or waiting, over the last minute; none where not readable
@@ -457,7 +457,6 @@ class Bench:
     def prepare(self, setting: Setting, facts: dict) -> Callable[[], float]:
         """One row's timed pass, warmed up; its MSE against the ground truth and set-up time go into `facts`."""
         count, pipeline = setting.offered(len(self.images)), self.model.pipeline
-        facts["mse"] = 0.0
         if setting.path == "sequential":
             return lambda: sequential_pass(pipeline, self.floats)
         if setting.path == "batched":
@@ -562,6 +561,7 @@ def benchmark_run(
             f"{trained_size[0]}×{trained_size[1]}"
         )
     trained_on = run.stage_info("train")["parameters"]["device"]
+    devices = [str(resolve_device(device)) if device == "auto" else device for device in devices]
     devices = list(dict.fromkeys(devices or (trained_on, "cuda")))
     for device in devices:
         if device != "cuda":  # whose absence the table states

@@ -135,9 +135,9 @@ class EarlyStopping:
 class Trainer:
     """One training, an epoch at a time: `while not trainer.finished: trainer.run_epoch()`.
 
-    `history` has a dict an epoch (see `Run.history`); `best_weights` is the best state_dict; `dead` says whether the
-    last epoch had an error but no gradient, since all outputs lay where the clamp is flat. `epoch_seconds` covers the
-    training and the validation pass; `setup_seconds` what was done once before.
+    `history` has a dict an epoch (see `Run.history`); `best_weights` is the best state_dict; `dead` says whether no
+    epoch had a gradient though there was an error, since all outputs lay where the clamp is flat. `epoch_seconds`
+    covers the training and the validation pass; `setup_seconds` what was done once before.
 
     Trainings that differ in their config alone may share one `prepared`.
     """
@@ -247,7 +247,7 @@ class Trainer:
         }
         weights = self.weights().cpu()
         self.history.append(row | dict(zip(("red", "green", "blue"), weights.tolist(), strict=True)))
-        self.dead = row["train_mse"] > 0 and slope == 0
+        self.dead = (self.dead or row["epoch"] == 1) and row["train_mse"] > 0 and slope == 0
         if self.stopping.improved(row["val_mse"]):
             self.best_weights, self.best_epoch = {"mix.weight": weights.view(1, 3, 1, 1)}, row["epoch"]
         return self.history[-1]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from ..runs import Run
 from ..timing import MAX_MSE, load_benchmark
 from ..training import load_config, load_training
-from .speed import WAYS, baseline, measured_devices, measured_paths, model_rows
-from .text import scientific, spread_text, times_text
+from .speed import WAYS, baseline, measured_devices, measured_paths, model_rows, quickest
+from .text import counted, scientific, spread_text, times_text
 
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
 
@@ -53,7 +53,7 @@ def _speed(run: Run, device: str) -> str:
     parts = []
     for path in reversed(measured_paths(table, device)):  # the fast way first
         rows = model_rows(table, device, path)
-        best = rows.loc[rows["speedup"].idxmax()]
+        best = quickest(rows)
         ratio = best["speedup"] / batched["speedup"]
         parts.append(
             f"{WAYS[path]} takes {spread_text(best)} at best (batch size {best['batch_size']}), "
@@ -61,9 +61,10 @@ def _speed(run: Run, device: str) -> str:
             "fast as the pipeline run in batches"
         )
     machine = run.stage_info("benchmark")["environment"]
-    where = f"{device} ({machine['cpu'] if device == 'cpu' else machine['device_name']}, {machine['threads']} threads)"
+    chip = machine["cpu"] if device == "cpu" else machine["device_name"]
     return (
-        f"On {where}, {'; '.join(parts)} (medians and quartiles of {best['repeats']} repeats over up to "
+        f"On {device} ({chip}, {counted(machine['threads'], 'thread')}), {'; '.join(parts)} (medians and "
+        f"quartiles of {best['repeats']} repeats over up to "
         f"{table['images'].max():,} images)."
     )
 

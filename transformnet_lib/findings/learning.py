@@ -88,7 +88,7 @@ def optimum(runs: Sequence[Run]) -> str:
             f"The least-squares weights of the {found.images:,} training images of `{label}` come in closed form from "
             f"one pass over them and lie within {scientific(away)} of the ground truth's. The condition number of the "
             f"colours is {found.condition:.3g}: the loss is that many times steeper along its steepest direction "
-            "than along its flattest, which is why plain gradient steps creep."
+            "than along its flattest."
         )
     return " ".join(sentences)
 
@@ -113,7 +113,7 @@ def stopping(run: Run) -> str:
     """How early stopping was set and how it ended in this run."""
     config, trained = load_config(run), load_training(run)
     count = len(trained.history)
-    ended = f"stopped after {count} epochs" if count < config.epochs else f"ran all {count} epochs"
+    ended = f"stopped after {count} epochs" if count < config.epochs else f"was ended by the limit of {count} epochs"
     least = f"at least {config.min_delta:g}" if config.min_delta else "at all"
     settled = " (counted once the learning rate has fallen to 0)" if config.decay_steps else ""
     return (

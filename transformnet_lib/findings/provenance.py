@@ -1,5 +1,6 @@
 """Where the numbers come from: images, machines, versions, commits, times; and how to make the report again."""
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 
 from ..runs import Run
 from ..training import load_config
+from .text import counted
 
 
 def report_date(runs: Sequence[Run]) -> str:
@@ -32,7 +34,7 @@ def first_page(runs: Sequence[Run]) -> str:
     def machine(stage: dict) -> str:
         there = stage["environment"]
         name = there["cpu"] if there["device"] == "cpu" else f"{there['device_name']} with {there['cpu']}"
-        return f"{name}, {there['cores']} cores, {there['threads']} threads, {there['os']}"
+        return f"{name}, {there['cores']} cores, {counted(there['threads'], 'thread')}, {there['os']}"
 
     def versions(stage: dict) -> str:
         there = stage["environment"]
@@ -65,7 +67,7 @@ def short_commit(stage: dict) -> str:
 
 def command(runs: Sequence[Run]) -> str:
     """The command that makes this report again, in the folder that holds the runs."""
-    return " ".join(["transformnet report", *(f"--run {run.label}" for run in runs)])
+    return " ".join(["transformnet report", *(f"--run {shlex.quote(run.label)}" for run in runs)])
 
 
 def provenance_table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -78,7 +78,7 @@ def peers_text(peers: pd.DataFrame) -> str:
         )
         far = others[others["max_difference"] > 1]
         if len(far):
-            names = listed([f"{row['name']} ({row['max_difference']:.0f})" for _, row in far.iterrows()])
+            names = listed([f"{row['name']} ({row['max_difference']:.1f})" for _, row in far.iterrows()])
             sentences.append(f"Not the same pictures, by more than one grey level somewhere: {names}.")
     for reason, rows in peers[peers["reason"] != ""].groupby("reason", sort=False):
         sentences.append(f"{listed(list(rows['name']))} on {rows['device'].iloc[0]}: {reason}.")
@@ -104,7 +104,7 @@ def sizes_text(sizes: pd.DataFrame) -> str:
         first, last = measured.iloc[0], measured.iloc[-1]
         more = last["peak_mib"] - first["peak_mib"]
         sentences.append(
-            f"From {first['images']:,} to {last['images']:,} images the process' largest memory grew by {more:.0f} "
+            f"From {first['images']:,} to {last['images']:,} images the memory of the process grew by {more:.0f} "
             f"MiB, to {last['peak_mib']:,.0f} MiB."
         )
     return " ".join(sentences)

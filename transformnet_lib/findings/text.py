@@ -31,11 +31,11 @@ def times_text(factor: float) -> str:
 def scientific(value: float, digits: int = 2) -> str:
     """A small quantity as people write it.
 
-    >>> scientific(0.000123), scientific(0.0), scientific(0.25)
-    ('1.2×10⁻⁴', '0', '0.25')
+    >>> scientific(0.000123), scientific(0.0), scientific(0.25), scientific(250.4)
+    ('1.2×10⁻⁴', '0', '0.25', '250')
     """
     if value == 0 or not np.isfinite(value) or 0.01 <= abs(value) < 1000:
-        return f"{value:.{digits}g}"
+        return f"{value:.{digits}g}" if abs(value) < 10 else f"{value:.0f}"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 

@@ -324,7 +324,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     shown = shown.merge(ratio.reset_index(), on=SETTING, how="left")
     shown[["shuffle", "drop_last"]] = shown[["shuffle", "drop_last"]].replace(YES_NO)
     names = dict(zip(SETTING, ("Device", "Batch", "Shuffle", "Drop last"), strict=True))
-    return shown.rename(columns=names).fillna("–")
+    return shown.rename(columns=names).astype(object).fillna("–")
 
 
 def table1_caption(runs: Sequence[Run], label: str) -> str:

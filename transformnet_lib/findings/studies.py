@@ -76,6 +76,10 @@ def peers_text(peers: pd.DataFrame) -> str:
         sentences.append(
             f"On {device}, the model run the fast way is {verdict} the quickest of the others, {best['name']}."
         )
+        if (own := ours.iloc[0]["max_difference"]) > 1:
+            sentences.append(
+                f"Its pictures differ by up to {own:.1f} grey levels, since its weights are what this run learned."
+            )
         far = others[others["max_difference"] > 1]
         if len(far):
             names = listed([f"{row['name']} ({row['max_difference']:.1f})" for _, row in far.iterrows()])
@@ -100,11 +104,7 @@ def sizes_text(sizes: pd.DataFrame) -> str:
             f"{1e6 * last['seconds'] / last['images']:.3g} µs each; time grows {growth} (as the number of "
             f"images to the power {slope:.2f})."
         )
-    if measured["images"].nunique() > 1:
-        first, last = measured.iloc[0], measured.iloc[-1]
-        more = last["peak_mib"] - first["peak_mib"]
-        sentences.append(
-            f"From {first['images']:,} to {last['images']:,} images the memory of the process grew by {more:.0f} "
-            f"MiB, to {last['peak_mib']:,.0f} MiB."
-        )
+    peaks = measured.groupby("images")["peak_mib"].max()
+    told = listed([f"{peak:,.0f} MiB for {images:,} images" for images, peak in peaks.items()])
+    sentences.append(f"The largest memory of the process was {told}.")
     return " ".join(sentences)

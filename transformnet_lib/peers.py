@@ -21,7 +21,7 @@ from .errors import ParameterError
 from .machine import available_devices, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
-from .timing import NOT_MEASURED, float32_exactly, floor_pass, not_measured, prepare_pass, quartiles
+from .timing import NOT_MEASURED, float32_exactly, floor_pass, not_measured, prepare_pass, spread
 
 BATCH_SIZE = 512  # images; where there are batches
 
@@ -148,8 +148,7 @@ def study_peers(
             for _, run_pass, seconds in passes:
                 seconds.append(run_pass())
     for row, _, seconds in passes:
-        row |= dict(zip(("q1", "seconds", "q3"), quartiles(seconds), strict=True))
-        row |= {"repeats": len(seconds), "raw_seconds": " ".join(map(repr, seconds))}
+        row |= spread(seconds)
     (baseline,) = [row["seconds"] for row, _, _ in passes if row["name"] == BASELINE]
     for row, _, _ in passes:
         row["speedup"] = baseline / row["seconds"]

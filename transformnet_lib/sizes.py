@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .errors import ParameterError
 from .model import TransformNet
 from .pipeline import to_float
-from .timing import NOT_MEASURED, batched_pass, float32_exactly, not_measured, prepare_pass, quartiles, sequential_pass
+from .timing import NOT_MEASURED, batched_pass, float32_exactly, not_measured, prepare_pass, sequential_pass, spread
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)  # images
 SEQUENTIAL_LIMIT = 10_000  # images; more take minutes image by image and would say nothing new
@@ -64,8 +64,7 @@ def study_sizes(
                 for _, parts, seconds in passes.values():
                     seconds.append(sum(run_pass() for times, run_pass in parts for _ in range(times)))
             for row, _, seconds in passes.values():
-                row |= dict(zip(("q1", "seconds", "q3"), quartiles(seconds), strict=True))
-                row |= {"repeats": len(seconds), "raw_seconds": " ".join(map(repr, seconds)), "peak_mib": _peak_mib()}
+                row |= spread(seconds) | {"peak_mib": _peak_mib()}
             rows += found
     return pd.DataFrame(rows).reindex(columns=list(SIZE_COLUMNS))
 

@@ -497,9 +497,14 @@ def float32_exactly() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median and third, of `statistics.quantiles(method="inclusive")`; one value is all three."""
-    return tuple(statistics.quantiles(seconds, method="inclusive")) if len(seconds) > 1 else (seconds[0],) * 3
+def spread(seconds: Sequence[float]) -> dict:
+    """The columns that every table of times has: repeats, seconds (the median), q1, q3 and raw_seconds.
+
+    The quartiles are those of `statistics.quantiles(method="inclusive")`; one repeat is its own median and quartiles.
+    """
+    q1, median, q3 = statistics.quantiles(seconds, method="inclusive") if len(seconds) > 1 else (seconds[0],) * 3
+    raw_seconds = " ".join(map(repr, seconds))
+    return {"repeats": len(seconds), "seconds": median, "q1": q1, "q3": q3, "raw_seconds": raw_seconds}
 
 
 def summarise(
@@ -515,17 +520,14 @@ def summarise(
     images = setting.images(count)
     seconds = [] if reason else seconds  # a row that failed on the way has no time
     row = asdict(setting) | facts
-    row |= {"images": images, "repeats": len(seconds), "reason": reason, "noisy": False}
-    row["raw_seconds"] = " ".join(map(repr, seconds))
+    row |= {"images": images, "repeats": 0, "raw_seconds": "", "reason": reason, "noisy": False}
     if seconds:
-        q1, median, q3 = quartiles(seconds)
+        row |= spread(seconds)
+        median = row["seconds"]
         if setting.path == "sequential":  # its own baseline
             sequential_seconds_per_image = median / images
         row |= {
-            "q1": q1,
-            "seconds": median,
-            "q3": q3,
-            "noisy": q3 - q1 > NOISY_SPREAD * median,
+            "noisy": row["q3"] - row["q1"] > NOISY_SPREAD * median,
             "images_per_second": images / median,
             "sequential_seconds_per_image": sequential_seconds_per_image,
             "speedup": sequential_seconds_per_image / (median / images),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..runs import Run
+from ..runs import STAGE_FILES, Run
 from ..training import load_config
 from .text import counted
 
@@ -41,7 +41,7 @@ def first_page(runs: Sequence[Run]) -> str:
         return f"Python {there['python']}, torch {there['torch']}, torchvision {there['torchvision']}"
 
     def stages(run: Run) -> str:
-        done = [name for name in ("train", "compare", "benchmark") if run.has(name)]
+        done = [name for name in STAGE_FILES if run.has(name)]
         return f"`{run.label}` (preset `{load_config(run).preset}`: {', '.join(done)})"
 
     compared = [run.stage_info("compare")["images"]["count"] for run in runs if run.has("compare")]

@@ -30,7 +30,8 @@ flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))
 flags = $(if $(call given,$(1)),$(foreach word,$(value $(1)),--$(2) $(call quoted,$(word))))
 
 report study: install
-	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(call flags,RUN,run) $(call flags,DEVICE,device) $(call flags,PRESET,preset) $(call flag,DATA,data) \
+	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(call flags,RUN,run) $(call flags,DEVICE,device) \
+	  $(call flags,PRESET,preset) $(call flag,DATA,data) \
 	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
 	  $(call flag,OUTPUT_SIZE,output-size) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
 	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \

@@ -119,9 +119,8 @@ def stopping(run: Run) -> str:
     return (
         f"With the preset `{config.preset}` (`{run.label}`) an epoch is an improvement if the validation MSE falls "
         f"{least} below the best so far; after {config.patience} epochs in a row without one{settled}, or "
-        f"{config.epochs} in all, training ends. It {ended}; the last improvement, whose "
-        f"weights "
-        f"were restored, came in epoch {trained.best_epoch}. The lowest validation MSE of any epoch is "
+        f"{config.epochs} in all, training ends. It {ended}; the last improvement, whose weights were restored, "
+        f"came in epoch {trained.best_epoch}. The lowest validation MSE of any epoch is "
         f"{scientific(trained.history['val_mse'].min())}, that of the restored one {scientific(trained.best_val_mse)}."
     )
 

@@ -12,6 +12,8 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
+from .findings.text import escape
+
 
 def show_text(markdown: str) -> None:
     """Show computed prose, Markdown with `$…$` maths."""
@@ -19,7 +21,7 @@ def show_text(markdown: str) -> None:
 
 
 def show_figure(figure: Figure, *, label: str, caption: str, alt: str) -> None:
-    """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"."""
+    """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"; `alt` is Markdown too."""
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})  # without the date equal figures are equal bytes
     plt.close(figure)
@@ -39,12 +41,21 @@ def show_table(table: pd.DataFrame, *, label: str, caption: str, index: bool = F
     _show_caption(label, caption)
 
 
+def show_numbers(numbers: dict) -> None:
+    """Show JSON values (JupyterLab: as a tree to open); `report.export` writes them beside the report."""
+    display(
+        {"application/json": numbers, "text/plain": "<numbers by name>"},
+        raw=True,
+        metadata={"transformnet": {"numbers": True}},
+    )
+
+
 def show_front(*, title: str, author: str, date: str) -> None:
     """Show the title block; `date` as YYYY-MM-DD."""
     front = {"title": title, "author": author, "date": date}
     byline = ", ".join(filter(None, [author, date]))
     display(
-        {"text/markdown": f"# {_escape(title)}\n\n{_escape(byline)}", "text/plain": title},
+        {"text/markdown": f"# {escape(title)}\n\n{escape(byline)}", "text/plain": title},
         raw=True,
         metadata={"transformnet": {"front": front}},
     )
@@ -52,8 +63,3 @@ def show_front(*, title: str, author: str, date: str) -> None:
 
 def _show_caption(label: str, caption: str) -> None:
     display({"text/markdown": caption, "text/plain": caption}, raw=True, metadata={"transformnet": {"caption": label}})
-
-
-def _escape(text: str) -> str:
-    """`text` as Markdown that shows it literally."""
-    return "".join("\\" + character if character in r"\`*_{}[]<>()#+-.!|$~^&" else character for character in text)

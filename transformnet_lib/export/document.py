@@ -434,7 +434,7 @@ class _Reader:
             fail(number, f"{waiting['id']} has no caption after it")
 
     def labelled(self, output, ours: dict, cell: int) -> Node:
-        label, alt = str(ours["label"]), clean(str(ours.get("alt") or "")).strip()
+        label, alt = str(ours["label"]), self.plain_text(str(ours.get("alt") or ""), cell)
         if not re.fullmatch(r"(fig|tab)-[\w-]+", label):
             fail(cell, f"a label is fig-… or tab-… in letters, digits and hyphens, got {label!r}")
         data = output.get("data", {})
@@ -451,6 +451,11 @@ class _Reader:
                 fail(cell, f"{label} holds no table (text/html)")
         node.attrs["id"] = label
         return node
+
+    def plain_text(self, markdown: str, cell: int) -> str:
+        """What `markdown` says without its markup, on one line."""
+        blocks = self.markdown.blocks(markdown, cell, self.image_link)
+        return " ".join(" ".join(plain([block]) for block in blocks).split())
 
     def output(self, output, cell: int, metadata):
         """Append one output without a label, in the best form a page can hold."""

@@ -1,11 +1,18 @@
-"""How quantities are written."""
+"""How quantities and names are written, in Markdown."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+WAY_NAMES = {  # a row's path or way, as tables and figures name it
+    "sequential": "pipeline, image by image",
+    "batched": "pipeline, in batches",
+    "reference": "model, the paper's way",
+    "folded": "folded model",
+    "fast": "model, the fast way",
+}
 YES_NO = {True: "yes", False: "no"}
 
 
@@ -18,9 +25,25 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def spread_text(row: pd.Series) -> str:
-    """A row's median with its quartiles: "127 ms [126 ms, 128 ms]"."""
-    return f"{seconds_text(row['seconds'])} [{seconds_text(row['q1'])}, {seconds_text(row['q3'])}]"
+def spread_text(row: Mapping[str, float]) -> str:
+    """A time's median with its quartiles, all with the median's unit and decimals.
+
+    >>> spread_text({"seconds": 0.01309, "q1": 0.013, "q3": 0.01821})
+    '13.1 ms [13.0, 18.2]'
+    """
+    unit, scale = ("ms", 1000) if row["seconds"] < 1 else ("s", 1)
+    median, q1, q3 = (row[name] * scale for name in ("seconds", "q1", "q3"))
+    digits = decimals(median)
+    return f"{median:.{digits}f} {unit} [{q1:.{digits}f}, {q3:.{digits}f}]"
+
+
+def decimals(value: float) -> int:
+    """How many decimals show three significant digits of `value`, so that its companions can be written alike.
+
+    >>> decimals(163.0), decimals(13.1), decimals(0.0123)
+    (0, 1, 4)
+    """
+    return max(0, 2 - int(np.floor(np.log10(abs(value))))) if value and np.isfinite(value) else 0
 
 
 def times_text(factor: float) -> str:
@@ -57,3 +80,37 @@ def listed(parts: Sequence[str]) -> str:
     """
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def code(text: str) -> str:
+    """`text` as a Markdown code span that shows it literally, whatever signs are in it.
+
+    >>> code("cpu"), code("a`b$")
+    ('`cpu`', '``a`b$``')
+    """
+    text = " ".join(str(text).split()) or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in (text[0], text[-1]) else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def code_block(text: str) -> str:
+    """`text` as a Markdown block of code, line by line as it is."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}sh\n{text}\n{fence}"
+
+
+def escape(text: str) -> str:
+    """`text` as Markdown that shows it literally, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+.!|$~^&:-])", r"\\\1", " ".join(str(text).split()))
+
+
+def device_text(device: str) -> str:
+    """A device as a sentence names it, not to be taken for a run of the same name.
+
+    >>> device_text("cpu"), device_text("cuda:1")
+    ('the CPU', 'CUDA device 1')
+    """
+    kind, _, index = device.partition(":")
+    name = {"cpu": "CPU", "cuda": "CUDA device", "mps": "MPS device"}.get(kind, kind)
+    return f"{name} {index}" if index else f"the {name}"

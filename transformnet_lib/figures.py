@@ -5,6 +5,7 @@ colour-blind readers, and every line differs from the others in its dash or mark
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -24,6 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 UNITS = {"train_mse": "training MSE", "val_mse": "validation MSE", "epoch_seconds": "time of an epoch (s)"}
+DRAWN_PIXELS = 320  # about; a picture's pixels are repeated to so many, so that no viewer can blur what they look like
 
 
 def use_style() -> None:
@@ -45,7 +47,7 @@ def use_style() -> None:
             "legend.fontsize": 8,
             "axes.prop_cycle": plt.cycler(color=COLOURS),
             "svg.hashsalt": "transformnet",  # without it equal figures get different ids
-            "image.interpolation": "nearest",
+            "image.interpolation": "none",  # the SVG holds the array as it is, not resampled to the figure's dots
         }
     )
 
@@ -63,6 +65,26 @@ def error_scale(errors: np.ndarray) -> float:
     return float(f"{math.ceil(largest / digit) * digit:.1g}")
 
 
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """An image `(h, w, …)` with every pixel repeated to a block, all blocks of one size."""
+    times = max(1, DRAWN_PIXELS // max(image.shape[:2]))
+    return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """A float image `(h, w)` in [0, 1] as the 8-bit grey picture that it is to the eye: uint8 `(h, w, 3)`."""
+    return np.repeat(np.round(image * 255).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def name_of(label: str, *, width: int = 40) -> str:
+    """A run's label as Matplotlib draws it literally, in lines of at most `width` characters.
+
+    It would take `$` for maths and leave a leading `_` out of legends.
+    """
+    text = "\n".join(textwrap.wrap(label, width)[:3]).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def comparison(
     axes: np.ndarray, image: np.ndarray, target: np.ndarray, outputs: Mapping[str, np.ndarray], *, scale: float
 ) -> np.ndarray:
@@ -73,16 +95,16 @@ def comparison(
     """
     for ax in axes:
         ax.set_axis_off()
-    axes[0].imshow(image.transpose(1, 2, 0))
-    axes[0].set_title(f"input\n{image.shape[1]}×{image.shape[2]}")
-    axes[1].imshow(target, cmap="gray", vmin=0, vmax=1)
-    axes[1].set_title(f"ground truth\n{target.shape[0]}×{target.shape[1]}")
+    axes[0].imshow(enlarged(image.transpose(1, 2, 0)))
+    axes[0].set_title(f"input\n{image.shape[1]}×{image.shape[2]}", fontsize=8)
+    axes[1].imshow(enlarged(grey(target)))
+    axes[1].set_title(f"ground truth\n{target.shape[0]}×{target.shape[1]}", fontsize=8)
     for k, (label, output) in enumerate(outputs.items()):
         shown, error = axes[2 + 2 * k : 4 + 2 * k]
-        shown.imshow(output, cmap="gray", vmin=0, vmax=1)
-        shown.set_title(f"model\n{label}")
-        drawn = error.imshow(output - target, cmap="PuOr", vmin=-scale, vmax=scale)
-        error.set_title("error\n(model − truth)")
+        shown.imshow(enlarged(grey(output)))
+        shown.set_title(f"model\n{name_of(label, width=15)}", fontsize=8)
+        drawn = error.imshow(enlarged(output - target), cmap="PuOr", vmin=-scale, vmax=scale)
+        error.set_title("error\n(model − truth)", fontsize=8)
     digit, exponent = (int(part) for part in f"{scale:.0e}".split("e"))
     bar = axes[0].figure.colorbar(drawn, ax=list(axes), ticks=[-scale, 0, scale], shrink=0.7, aspect=12, pad=0.01)
     text = rf"{digit}\times10^{{{exponent}}}" if exponent < -3 else f"{scale:g}"
@@ -94,8 +116,8 @@ def comparison(
 def picture_pairs(axes: np.ndarray, pairs: list[tuple[Tensor, Tensor]]) -> np.ndarray:
     """Draw image and target of each pair below each other; `axes` has two rows, `pairs` are a data set's items."""
     for column, (image, target) in zip(axes.T, pairs, strict=True):
-        column[0].imshow(image.permute(1, 2, 0))
-        column[1].imshow(target[0], cmap="gray", vmin=0, vmax=1)
+        column[0].imshow(enlarged(image.permute(1, 2, 0).numpy()))
+        column[1].imshow(enlarged(grey(target[0].numpy())))
         for ax in column:
             ax.set_axis_off()
     return axes
@@ -105,7 +127,7 @@ def history_curves(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str)
     """Draw one column of each run's history over the epochs, a line a run; MSE on a logarithmic axis."""
     for k, (label, history) in enumerate(histories.items()):
         style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
-        ax.plot(history["epoch"], history[column], linestyle=DASHES[k % len(DASHES)], label=label, **style)
+        ax.plot(history["epoch"], history[column], linestyle=DASHES[k % len(DASHES)], label=name_of(label), **style)
     if column != "epoch_seconds":
         ax.set_yscale("log")
     else:
@@ -117,11 +139,13 @@ def history_curves(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str)
     return ax
 
 
-def weight_paths(ax: Axes, path: pd.DataFrame, optimum: Sequence[float]) -> Axes:
+def weight_paths(ax: Axes, path: pd.DataFrame, optimum: Sequence[float], *, label: str) -> Axes:
     """Draw the three weights after each epoch of one training, and dotted lines where the optimum has them.
 
-    `path` has the columns epoch (0 is the start), red, green, blue; `optimum` is (red, green, blue).
+    `path` has the columns epoch (0 is the start), red, green, blue; `optimum` is (red, green, blue); `label`
+    names the training.
     """
+    ax.set_title(name_of(label))
     for k, (name, best) in enumerate(zip(("red", "green", "blue"), optimum, strict=True)):
         colour = CHANNEL_COLOURS[k]
         ax.axhline(best, color=colour, linestyle=":", linewidth=1.2)
@@ -154,7 +178,7 @@ def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
 def size_curves(ax: Axes, sizes: pd.DataFrame) -> Axes:
     """Draw each way's seconds against the number of images, both logarithmic; bars span the quartiles.
 
-    `sizes` has the columns of `sizes.SIZE_COLUMNS`.
+    `sizes` has the columns of `sizes.SIZE_COLUMNS`, its ways named for a reader.
     """
     for k, (way, rows) in enumerate(sizes[sizes["reason"] == ""].groupby("way", sort=False)):
         spread = np.maximum([rows["seconds"] - rows["q1"], rows["q3"] - rows["seconds"]], 0)
@@ -168,7 +192,7 @@ def size_curves(ax: Axes, sizes: pd.DataFrame) -> Axes:
     return ax
 
 
-def speedup_curves(ax: Axes, table: pd.DataFrame, device: str) -> Axes:
+def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) -> Axes:
     """Draw the speed-up over the pipeline run image by image against the batch size, for one device of `table`.
 
     `table` has the columns of `timing.BENCHMARK_COLUMNS`; rows with drop_last are left out. Above the dashed line
@@ -203,7 +227,7 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str) -> Axes:
     ax.set_yscale("log")
     ax.set_xlabel("batch size (images)")
     ax.set_ylabel("speed-up over image by image (×)")
-    ax.set_title(device)
+    ax.set_title(name_of(title))
     ax.xaxis.set_major_locator(FixedLocator(sorted(measured.loc[measured["path"] == "batched", "batch_size"])))
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_log_ticks(ax.yaxis)
@@ -212,7 +236,7 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str) -> Axes:
     return ax
 
 
-def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, floor: float | None, device: str) -> Axes:
+def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, floor: float | None, title: str) -> Axes:
     """Draw how the speed-up comes about, a bar a step, on a logarithmic axis: from the step before to this one.
 
     `steps` as `findings.speed.waterfall` gives them; `floor` is the speed-up of moving the bytes once.
@@ -237,7 +261,7 @@ def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, floor: float | None, device
     ax.set_ylim(len(steps) - 0.4, -1.1)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("speed-up over image by image (×)")
-    ax.set_title(f"{device}, batch size {steps['batch_size'].iloc[0]}, in order")
+    ax.set_title(f"{name_of(title)}, batch size {steps['batch_size'].iloc[0]}, in order")
     return ax
 
 

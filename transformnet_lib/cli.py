@@ -51,7 +51,7 @@ Patience = option(int, "Epochs without improvement before stopping [the preset's
 BatchSizes = option(list[int], "A batch size to time; repeatable [16, 32, 64, 128, 256, 512].", "--batch-size")
 Devices = option(list[str], "A device to time; repeatable [the run's own, and cuda].", "--device")
 Repeats = option(int, "Timed passes a setting [5].")
-Indices = option(list[int], "A test image to show; repeatable [0, 1, 2, 3, 4].", "--index")
+Indices = option(list[int], "A test image to show; repeatable [five, spread evenly].", "--index")
 RunData = option(str, "Images [those the run was trained on].", "--data")
 RunDataPath = option(str, "The folder that holds CIFAR-10 now [the run's].", "--data-path")
 

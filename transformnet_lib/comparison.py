@@ -45,20 +45,35 @@ def metrics_table(examples: dict[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame([{"image": i, **metrics(target[0], output[0])} for i, target, output in rows])
 
 
+def spread_indices(count: int, shown: int = 5) -> list[int]:
+    """Positions of `shown` examples, evenly spread over `count` images: neighbours may be alike, or of one class.
+
+    >>> spread_indices(10_000)
+    [0, 2000, 4000, 6000, 8000]
+    """
+    return sorted({count * i // shown for i in range(shown)})
+
+
 def check_indices(indices: Sequence[int], count: int) -> list[int]:
-    """Return `indices` as a list; ParameterError unless all are positions among `count` images."""
-    listed = list(indices) if isinstance(indices, list | tuple | range) else []
-    if not listed or any(type(i) is not int or not 0 <= i < count for i in listed):
+    """Return `indices` as a list, without any those of `spread_indices`.
+
+    Raises ParameterError unless all are positions among `count` images.
+    """
+    listed = list(indices) if isinstance(indices, list | tuple | range) else None
+    if listed == []:
+        return spread_indices(count)
+    if listed is None or any(type(i) is not int or not 0 <= i < count for i in listed):
         raise ParameterError(f"indices: expected a list of whole numbers from 0 to {count - 1}, got {indices!r}")
     return listed
 
 
 def compare(
-    model: TransformNet, dataset: CustomDataset, indices: Sequence[int] = range(5), *, device: str = "auto"
+    model: TransformNet, dataset: CustomDataset, indices: Sequence[int] = (), *, device: str = "auto"
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Run `model` on all of `dataset`, which must have cached targets.
 
-    Returns the examples at `indices` (arrays as in `Run.examples`) and, over all images, test_mse and max_error.
+    Returns the examples at `indices` (arrays as in `Run.examples`; without any, those of `spread_indices`) and, over
+    all images, test_mse and max_error.
     """
     indices = check_indices(indices, len(dataset))
     where = resolve_device(device)
@@ -76,11 +91,12 @@ def compare(
 
 
 def compare_run(
-    run: Run, dataset: CustomDataset, indices: Sequence[int] = range(5), *, force: bool = False
+    run: Run, dataset: CustomDataset, indices: Sequence[int] = (), *, force: bool = False
 ) -> dict[str, np.ndarray]:
-    """A run's `compare` stage, on the device it was trained on: the examples, into examples.npz."""
+    """A run's `compare` stage, on the device it was trained on: the examples, into examples.npz; see `compare`."""
     device = resolve_device(load_config(run).device)
-    parameters = {"indices": check_indices(indices, len(dataset))}  # before anything is discarded
+    indices = check_indices(indices, len(dataset))  # before anything is discarded
+    parameters = {"indices": indices}
     with run.stage("compare", parameters, images=describe_images(dataset), device=device, force=force) as results:
         if results is not None:
             examples, totals = compare(load_model(run), dataset, indices, device=str(device))

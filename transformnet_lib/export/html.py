@@ -176,7 +176,10 @@ class _Writer:
         return element("figure", Markup("{}{}").format(card, caption), id=node["id"]) + Markup("\n")
 
     def write_table(self, node):
-        caption = element("caption", self.caption(node, "Table")) if node["caption"] is not None else ""
+        # A box in the caption: on a phone it keeps the screen's width where the table is wider and scrolls
+        caption = (
+            element("caption", element("span", self.caption(node, "Table"))) if node["caption"] is not None else ""
+        )
         head = element("thead", self.rows(node["head"], node, head=True)) if node["head"] else ""
         body = element("tbody", self.rows(node["rows"], node))
         longest = [1] * len(node["align"])  # characters; prose wraps
@@ -199,9 +202,11 @@ class _Writer:
             header = (head or cell["header"]) and cell.children and cell.children[0].text != ""
             scope = ("col" if head else "row") + ("group" if (wide if head else high) else "")
             align = "center" if wide else table["align"][cell["x"]]
+            prose = "prose" if len(plain(cell.children)) > PROSE_COLUMN and not wide else ""
+            classes = " ".join(filter(None, [align if align != "left" else "", prose]))
             made.append(element(
                 "th" if header else "td", self.all(cell.children), scope=scope if header else None,
                 colspan=cell["colspan"] if wide else None, rowspan=cell["rowspan"] if high else None,
-                class_=align if align != "left" else None,
+                class_=classes or None,
             ))  # fmt: skip
         return Markup("").join(made)

@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 
 from transformnet_lib import Run, TrainConfig, paper, train
-from transformnet_lib.findings import abstract, learning, speed, studies
+from transformnet_lib.comparison import compare_run
+from transformnet_lib.findings import abstract, learning, places, speed, studies, table1
+from transformnet_lib.findings.claims import claims
+from transformnet_lib.findings.places import Place
 from transformnet_lib.timing import BENCHMARK_COLUMNS, Setting, summarise
 from transformnet_lib.training import load_training
 
@@ -42,18 +45,50 @@ def table(seconds_of, *, batched=0.1, devices=("cpu",), workers=None, spread=0.0
     return pd.DataFrame(rows).reindex(columns=list(BENCHMARK_COLUMNS))
 
 
+def place(seconds_of, **options) -> Place:
+    """The CPU on which `table(seconds_of, …)` was measured."""
+    return at(table(seconds_of, **options))
+
+
+def at(rows: pd.DataFrame, device: str = "cpu", shipped: bool = False) -> Place:
+    run = SimpleNamespace(label="small", shipped=shipped)
+    return Place(run, rows, device, {"cpu": "the CPU"}.get(device, device), device)
+
+
+@pytest.fixture
+def measured(run, monkeypatch):
+    """Answers a function that puts a table in place of the run's benchmark and gives the run."""
+
+    def put(rows: pd.DataFrame) -> Run:
+        for module in (places, table1):
+            monkeypatch.setattr(module, "load_benchmark", lambda run: rows)
+        return run
+
+    return put
+
+
+# The fastest setting, and from which batch size on
+
+
 def test_the_fastest_setting_is_named_with_its_spread_and_both_baselines():
-    text = speed.fastest(table(lambda size, shuffle, _: 16 / size + 0.001 * shuffle), "cpu", "reference")
-    assert "On cpu, the model run the paper's way is fastest with batch size 256, in order" in text
-    assert "62.5 ms [62.2 ms, 62.8 ms]" in text
+    text = speed.fastest(place(lambda size, shuffle, _: 16 / size + 0.001 * shuffle), "reference")
+    assert "On the CPU, the model run the paper's way is fastest with batch size 256, in order" in text
+    assert "62.5 ms [62.2, 62.8]" in text
     assert "16× as fast as the pipeline run image by image" in text
     assert "and 1.6× as fast as the same pipeline run in batches" in text
 
 
 def test_a_model_slower_than_the_batched_pipeline_is_called_so():
-    assert "but takes 2× the time of the same pipeline run in batches" in speed.fastest(
-        table(lambda *_: 0.2), "cpu", "reference"
+    assert "and slower (2× the time) than the same pipeline run in batches" in speed.fastest(
+        place(lambda *_: 0.2), "reference"
     )
+
+
+@pytest.mark.parametrize(("others", "told"), [(0.2, "The quartiles of 11 other settings overlap"), (0.9, None)])
+def test_settings_whose_spread_overlaps_the_fastest_are_counted(others, told):
+    measured = place(lambda size, shuffle, drop_last: 0.2 if size == 16 and shuffle and drop_last else others)
+    text = speed.fastest(measured, "reference")
+    assert (told in text) if told else ("overlap" not in text)
 
 
 @pytest.mark.parametrize(
@@ -66,26 +101,74 @@ def test_a_model_slower_than_the_batched_pipeline_is_called_so():
     ],
 )
 def test_from_which_batch_size_the_model_wins(seconds, one_by_one, in_batches):
-    first, second = speed.wins_from(table(lambda size, *_: seconds[size]), "cpu", "reference").split(", and it ")
+    first, second = speed.wins_from(place(lambda size, *_: seconds[size]), "reference").split(", and it ")
     assert one_by_one in first
     assert in_batches in second
 
 
 def test_the_slowest_loader_setting_decides_who_wins():
     assert "does not beat the pipeline run image by image" in speed.wins_from(
-        table(lambda size, shuffle, _: 2.0 if shuffle else 0.01), "cpu", "reference"
+        place(lambda size, shuffle, _: 2.0 if shuffle else 0.01), "reference"
     )
+
+
+def test_a_win_within_the_spread_is_none():
+    close = place(lambda *_: 0.099, batched=0.1, spread=0.02)
+    assert "it does not beat the pipeline run in batches" in speed.wins_from(close, "reference")
+    assert "beats the pipeline run in batches of the same size at every" in speed.wins_from(
+        place(lambda *_: 0.09, batched=0.1, spread=0.02), "reference"
+    )
+
+
+def test_the_quickest_is_that_of_the_least_time_not_of_the_slowest_baseline():
+    rows = table(lambda size, *_: {16: 0.3, 64: 0.2, 256: 0.1}[size])
+    slow = (rows["path"] == "reference") & (rows["batch_size"] == 16)
+    rows.loc[slow, "speedup"] *= 10
+    assert "is fastest with batch size 256" in speed.fastest(at(rows), "reference")
+
+
+def test_the_fast_way_is_compared_with_the_papers_over_all_settings():
+    both = place(lambda size, *_: 0.2, fast=lambda size, *_: {16: 0.1, 64: 0.05, 256: 0.02}[size])
+    assert "Over 12 settings on the CPU the fast way is between 2× and 10×" in speed.against_reference(both)
+    assert speed.against_reference(place(lambda *_: 0.2)) == ""
+
+
+# Shuffle, drop_last, workers
 
 
 @pytest.mark.parametrize(
     ("factor", "verdict"), [(1.5, "costs time"), (1.0, "makes no clear difference"), (0.5, "saves time")]
 )
 def test_whether_shuffle_matters_beyond_the_spread(factor, verdict):
-    measured = table(lambda size, shuffle, _: factor if shuffle else 1.0)
-    assert f"`shuffle` {verdict}: the time per image with it is {factor:.2f} times" in speed.effect_of(
-        measured, "cpu", "reference", "shuffle"
+    shuffled = place(lambda size, shuffle, _: factor if shuffle else 1.0)
+    text = speed.effects(shuffled)
+    assert f"`shuffle` {verdict} (the time is {factor:.2f} times for the model run the paper's way)" in text
+    assert "`drop_last` makes no clear difference" in text
+    rows = speed.effects_table([shuffled]).set_index("setting")
+    assert rows["verdict"].to_dict() == {"shuffle": verdict, "drop_last": "makes no clear difference"}
+    assert rows.loc["shuffle", "time with ÷ without"] == f"{factor:.2f} [{factor:.2f}, {factor:.2f}]"
+    assert rows.loc["shuffle", ["slower", "quicker"]].tolist() == [
+        "6 of 6" if factor > 1 else "0 of 6", "6 of 6" if factor < 1 else "0 of 6"
+    ]  # fmt: skip
+
+
+def test_ways_that_differ_in_their_verdict_are_told_apart():
+    text = speed.effects(place(lambda *_: 1.0, fast=lambda size, shuffle, _: 0.3 if shuffle else 0.1))
+    assert (
+        "`shuffle` makes no clear difference (the time is 1.00 times for the model run the paper's way); costs time"
+        in (text)
     )
-    assert "`drop_last` makes no clear difference" in speed.effect_of(measured, "cpu", "reference", "drop_last")
+
+
+def test_a_difference_on_one_side_in_too_few_pairs_is_not_clear():
+    text = speed.effects(place(lambda size, shuffle, _: 2.0 if shuffle and size == 16 else 1.0))
+    assert "`shuffle` makes no clear difference" in text
+
+
+def test_an_effect_of_nothing_measured_is_not_judged():
+    rows = table(lambda *_: 1.0)
+    rows.loc[rows["drop_last"], "reason"] = "not measured: why"
+    assert "`drop_last` was not measured both with and without it" in speed.effects(at(rows))
 
 
 @pytest.mark.parametrize(
@@ -97,142 +180,188 @@ def test_whether_shuffle_matters_beyond_the_spread(factor, verdict):
     ],
 )
 def test_whether_workers_help(workers, verdict):
-    assert verdict in speed.workers_effect(table(lambda *_: 1.0, workers=workers), "cpu")
-
-
-def test_an_effect_of_nothing_measured_is_not_judged():
-    rows = table(lambda *_: 1.0)
-    rows.loc[rows["drop_last"], "reason"] = "not measured: why"
-    assert "could not be judged" in speed.effect_of(rows, "cpu", "reference", "drop_last")
+    assert verdict in speed.workers_effect(place(lambda *_: 1.0, workers=workers))
 
 
 def test_workers_that_were_not_measured_are_said_to_be_so():
-    assert "were not both measured" in speed.workers_effect(table(lambda *_: 1.0), "cpu")
+    assert "were not both measured" in speed.workers_effect(place(lambda *_: 1.0))
 
 
-def test_table1_has_the_papers_48_rows_beside_the_measured_ones(run):
-    groups = speed.table1_groups([run])
-    assert list(groups) == ["small"]
-    shown = speed.table1(groups["small"])
-    published = paper.table1()
-    on_cpu = published["device"] == "cpu"  # which was measured, and so comes first
-    assert shown["Paper (s)"].tolist() == [
-        f"{seconds:.4f}" for rows in (published[on_cpu], published[~on_cpu]) for seconds in rows["seconds"]
-    ]
-    for column in ("Reference (s)", "Fast (s)", "Ratio"):
-        measured = shown[shown[column] != "–"]
-        assert set(measured["Batch"]) == {16, 64}  # not 256, which only the sweep of num_workers has
-        assert set(measured["Device"]) == {"cpu"}
-        assert len(measured) == 8
+def test_too_few_repeats_are_not_judged():
+    rows = table(lambda size, shuffle, _: 2.0 if shuffle else 1.0, workers={1: 3.0}).assign(repeats=2)
+    assert "`shuffle` cannot be judged (" in speed.effects(at(rows))
+    assert "could not be judged from fewer than 3 repeats" in speed.workers_effect(at(rows))
 
 
-def test_table1_gives_median_quartiles_speedup_ratio_and_a_star_for_noise():
-    shown = speed.table1(speed.swept_rows(table(lambda *_: 0.25, fast=lambda *_: 0.05, spread=0.2)))
-    row = shown[(shown["Device"] == "cpu") & (shown["Batch"] == 64)].iloc[0]
-    assert row["Reference (s)"] == "0.250 [0.225, 0.275]*"
-    assert (row["Fast (s)"], row["Ratio"]) == ("0.0500 [0.0450, 0.0550]*", "5.0")
-    assert (row["×"], row["× "]) == ("4.0", "20.0")
-    quiet = speed.table1(speed.swept_rows(table(lambda *_: 0.25, fast=lambda *_: 0.05)))
-    assert not quiet["Reference (s)"].str.contains("*", regex=False).any()
-
-
-def test_runs_of_different_devices_share_a_table1_and_others_do_not(run, monkeypatch):
-    tables = {
-        "a": table(lambda *_: 0.2),
-        "b": table(lambda *_: 0.2, devices=("cuda:1",)),
-        "c": table(lambda *_: 0.2),
-    }
-    monkeypatch.setattr(speed, "load_benchmark", lambda run: tables[run.label])
-    runs = [SimpleNamespace(label=label, has=lambda stage: True) for label in tables]
-    groups = speed.table1_groups(runs)
-    assert {label: set(rows["device"]) for label, rows in groups.items()} == {"a, b": {"cpu", "cuda"}, "c": {"cpu"}}
+# Where the speed comes from
 
 
 def test_the_waterfall_has_each_steps_factor():
-    measured = table(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1, floor=0.005)
-    steps = speed.waterfall(measured, "cpu")
-    assert steps["path"].tolist() == list(speed.WATERFALL)
+    whole = place(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1, floor=0.005)
+    steps = speed.waterfall(whole)
+    assert steps["path"].tolist() == ["sequential", *speed.CHANGES]
     assert steps["batch_size"].unique() == [256]
     assert steps["speedup"].tolist() == pytest.approx([1, 10, 5, 10, 50])
     assert steps["factor"].tolist()[1:] == pytest.approx([10, 0.5, 2, 5])
-    text = speed.contributions(measured, "cpu")
+    text = speed.contributions(whole)
     assert "running the pipeline in batches speeds up: 10× [9.9, 10.1]" in text
     assert "run the paper's way, slows down: 0.5× [0.495, 0.505]" in text
     assert "Together 50×." in text and "would be 200×" in text
-    same = speed.contributions(table(lambda *_: 0.1, fast=lambda *_: 0.1, steps=0.1), "cpu")
+    same = speed.contributions(place(lambda *_: 0.1, fast=lambda *_: 0.1, steps=0.1))
     assert "folding the model makes no clear difference: 1×" in same
     assert "no work at all" not in same  # nothing was measured of the floor
 
 
 def test_a_waterfall_that_lacks_a_step_is_not_drawn():
-    assert speed.waterfall(table(lambda *_: 0.2), "cpu").empty
-    assert speed.contributions(table(lambda *_: 0.2), "cpu") == ""
-
-
-def test_the_fast_way_is_compared_with_the_papers_over_all_settings():
-    measured = table(lambda size, *_: 0.2, fast=lambda size, *_: {16: 0.1, 64: 0.05, 256: 0.02}[size])
-    assert "Over the 12 settings on cpu the fast way takes between 1/10 and 1/2" in speed.against_reference(
-        measured, "cpu"
-    )
-    assert speed.against_reference(table(lambda *_: 0.2), "cpu") == ""
+    assert speed.waterfall(place(lambda *_: 0.2)).empty
+    assert speed.contributions(place(lambda *_: 0.2)) == ""
 
 
 def test_noise_is_said():
-    assert "None of 16 rows on cpu is disturbed" in speed.noise(table(lambda *_: 0.2), "cpu")
-    assert "16 of 16 rows on cpu are disturbed: in 16 the quartiles" in speed.noise(
-        table(lambda *_: 0.2, spread=0.2), "cpu"
+    assert "None of 16 rows on the CPU is disturbed" in speed.noise(place(lambda *_: 0.2))
+    assert "16 of 16 rows on the CPU are disturbed: in 16 the quartiles" in speed.noise(
+        place(lambda *_: 0.2, spread=0.2)
     )
 
 
 def test_a_row_of_a_slow_phase_is_marked_though_its_own_spread_is_small():
     rows = table(lambda *_: 0.2)
     rows.loc[12, "sequential_seconds_per_image"] *= 1.5
-    assert speed.disturbed(rows).tolist() == [i == 12 for i in range(len(rows))] and not rows["noisy"].any()
-    assert "1 of 16 rows on cpu is disturbed: in 0 the quartiles" in speed.noise(rows, "cpu")
+    assert places.disturbed(rows).tolist() == [i == 12 for i in range(len(rows))] and not rows["noisy"].any()
+    assert "1 of 16 rows on the CPU is disturbed: in 0 the quartiles" in speed.noise(at(rows))
 
 
-def test_the_quickest_is_that_of_the_least_time_not_of_the_slowest_baseline():
-    rows = table(lambda size, *_: {16: 0.3, 64: 0.2, 256: 0.1}[size])
-    slow = (rows["path"] == "reference") & (rows["batch_size"] == 16)
-    rows.loc[slow, "speedup"] *= 10
-    assert "is fastest with batch size 256" in speed.fastest(rows, "cpu", "reference")
+# Table 1
 
 
-def test_where_nothing_could_be_measured_table1_has_the_papers_column_alone(run, monkeypatch):
+def test_table1_has_the_papers_settings_of_the_measured_devices_beside_the_measured_ones(run):
+    (group,) = table1.table1_groups(places.places([run]))
+    shown = table1.table1(group)
+    published = paper.table1().query("device == 'cpu'")
+    assert shown["The paper", "ms"].tolist() == [f"{1000 * seconds:.1f}" for seconds in published["seconds"]]
+    for column in (("Reference", "ms"), ("Fast", "ms"), (" ", "Ratio")):
+        rows = shown[shown[column] != "–"]
+        assert set(rows["", "Batch"]) == {16, 64}  # not 256, which only the sweep of num_workers has
+        assert set(rows["", "Device"]) == {"cpu"}
+        assert len(rows) == 8
+
+
+def test_table1_gives_median_quartiles_speedup_ratio_and_a_star_for_noise():
+    row = (
+        table1.table1([place(lambda *_: 0.25, fast=lambda *_: 0.05, spread=0.2)]).query("`('', 'Batch')` == 64").iloc[0]
+    )
+    assert row["Reference", "ms"] == "250 [225, 275]*"
+    assert (row["Fast", "ms"], row[" ", "Ratio"]) == ("50.0 [45.0, 55.0]*", "5.0")
+    assert (row["Reference", "×"], row["Fast", "×"], row[" ", "Images"]) == ("4.0", "20.0", "1,024")
+    quiet = table1.table1([place(lambda *_: 0.25, fast=lambda *_: 0.05)])
+    assert not quiet["Reference", "ms"].str.contains("*", regex=False).any()
+
+
+def test_times_of_a_shipped_run_carry_its_mark():
+    rows = table(lambda *_: 0.25, fast=lambda *_: 0.05)
+    shown = table1.table1([at(rows, shipped=True)])
+    measured = shown[shown["Fast", "ms"] != "–"]
+    assert all(text.endswith("†") for name in ("Reference", "Fast") for text in measured[name, "ms"])
+    assert not table1.table1([at(rows)])["Fast", "ms"].str.contains("†").any()
+
+
+def test_devices_of_different_kinds_share_a_table1_and_others_do_not():
+    a, b, c = (at(table(lambda *_: 0.2, devices=(device,)), device) for device in ("cpu", "cuda:1", "cpu"))
+    groups = table1.table1_groups([a, b, c])
+    assert groups == [[a, b], [c]]
+    assert table1.table1(groups[0])["", "Device"].tolist() == ["cpu"] * 24 + ["cuda"] * 24
+    assert table1.table1([b, a])["", "Device"].tolist() == ["cuda"] * 24 + ["cpu"] * 24
+    assert (table1.table1([b])["Reference", "ms"] != "–").sum() == 12
+
+
+def test_where_nothing_could_be_measured_table1_has_the_papers_column_alone(measured):
     rows = table(lambda *_: 0.2)
     rows["reason"] = "not measured: output differs from the ground truth (MSE 0.285, more than 0.01)"
-    monkeypatch.setattr(speed, "load_benchmark", lambda run: rows)
-    (label, measured), = speed.table1_groups([run]).items()  # fmt: skip
-    shown = speed.table1(measured)
-    assert len(shown) == 48 and set(shown["Reference (s)"]) == {"–"}
-    assert "12 settings on cpu in run `small` have no time (not measured: output differs" in speed.table1_caption(
-        [run], label
+    run = measured(rows)
+    (group,) = table1.table1_groups(places.places([run]))
+    shown = table1.table1(group)
+    assert len(shown) == 48 and set(shown["Reference", "ms"]) == {"–"}
+    assert "12 settings on cpu in run `small` have no time (not measured\\: output differs" in table1.table1_caption(
+        group, [run]
     )
 
 
-def test_where_everything_was_measured_nothing_is_said_to_be_missing(run, monkeypatch):
-    monkeypatch.setattr(speed, "load_benchmark", lambda run: table(lambda *_: 0.2))
-    assert speed.not_measured([run]) == ""
+def test_where_everything_was_measured_nothing_is_said_to_be_missing(measured):
+    assert table1.not_measured([measured(table(lambda *_: 0.2))]) == ""
 
 
-def test_too_few_repeats_are_not_judged():
-    rows = table(lambda size, shuffle, _: 2.0 if shuffle else 1.0, workers={1: 3.0}).assign(repeats=2)
-    assert "could not be judged from fewer than 3 repeats" in speed.effect_of(rows, "cpu", "reference", "shuffle")
-    assert "could not be judged from fewer than 3 repeats" in speed.workers_effect(rows, "cpu")
-
-
-def test_a_win_within_the_spread_is_none():
-    close = table(lambda *_: 0.099, batched=0.1, spread=0.02)
-    assert "it does not beat the pipeline run in batches" in speed.wins_from(close, "cpu", "reference")
-    assert "beats the pipeline run in batches of the same size at every" in speed.wins_from(
-        table(lambda *_: 0.09, batched=0.1, spread=0.02), "cpu", "reference"
+def test_rows_without_a_time_fold_into_one_sentence_with_the_papers_times(run):
+    assert table1.not_measured([run]) == (
+        "8 settings on cuda in run `small` have no time (not measured\\: no CUDA device); the paper's times there are "
+        "50.3 to 412.1 ms."
     )
 
 
-def test_rows_without_a_time_fold_into_one_sentence(run):
-    assert speed.not_measured([run]) == (
-        "8 settings on cuda in run `small` have no time (not measured: no CUDA device)."
-    )
+# The paper's claims
+
+
+def verdicts(runs) -> dict[str, str]:
+    names = ("learns", "keeps the best", "beats image by image", "larger batches", "cuda", "workers")
+    return dict(zip(names, (claim.verdict for claim in claims(runs)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "holds"),
+    [
+        (lambda *_: 0.2, "holds"),
+        (lambda size, *_: 2.0 if size == 16 else 0.2, "does not hold"),
+        (lambda *_: 1.1, "does not hold"),
+    ],
+)
+def test_whether_every_setting_beats_the_pipeline_image_by_image(measured, seconds, holds):
+    assert verdicts([measured(table(seconds))])["beats image by image"] == holds
+
+
+@pytest.mark.parametrize(("at_256", "holds"), [(0.1, "holds"), (0.9, "does not hold")])
+def test_whether_larger_batches_are_faster(measured, at_256, holds):
+    run = measured(table(lambda size, *_: at_256 if size == 256 else 0.5))
+    assert verdicts([run])["larger batches"] == holds
+
+
+@pytest.mark.parametrize(("on_cuda", "holds"), [(0.1, "holds"), (0.9, "does not hold"), (None, "not tested here")])
+def test_whether_cuda_is_faster(measured, on_cuda, holds):
+    rows = table(lambda *_: 0.5)
+    if on_cuda:
+        rows = pd.concat([rows, table(lambda *_: on_cuda, devices=("cuda",)).query("device == 'cuda'")])
+    assert verdicts([measured(rows.reset_index(drop=True))])["cuda"] == holds
+
+
+@pytest.mark.parametrize(
+    ("workers", "holds"),
+    [({1: 3.0}, "holds"), ({1: 0.5}, "does not hold"), ({1: 1.0}, "does not hold"), (None, "not tested here")],
+)
+def test_whether_workers_make_it_worse(measured, workers, holds):
+    assert verdicts([measured(table(lambda *_: 1.0, workers=workers))])["workers"] == holds
+
+
+def test_the_recipes_claims_are_judged_by_runs_of_the_recipe_alone(run, tmp_path, train_set, test_set):
+    assert verdicts([run])["learns"] == verdicts([run])["keeps the best"] == "not tested here"  # preset precise
+    recipe = Run(tmp_path / "recipe")
+    train(train_set, TrainConfig(device="cpu", epochs=1), run=recipe)
+    compare_run(recipe, test_set)
+    found = verdicts([run, recipe])
+    assert found["learns"] == "does not hold"
+    assert found["keeps the best"] == "holds"  # of one epoch
+    shown = next(claim for claim in claims([run, recipe]) if "Early stopping" in claim.claim)
+    assert shown.here.startswith("recipe: restored ")
+
+
+@pytest.mark.parametrize(("improves_late", "holds"), [(True, "does not hold"), (False, "holds")])
+def test_whether_the_restored_epoch_is_the_best(tmp_path, train_set, improves_late, holds):
+    run = Run(tmp_path / "r")
+    # min_delta 1: after the first no epoch counts as better
+    train(train_set, TrainConfig(device="cpu", epochs=4, min_delta=1.0 if improves_late else 0.0), run=run)
+    assert verdicts([run])["keeps the best"] == holds
+    assert ("is the lowest of all epochs" in learning.stopping(run)) is (not improves_late)
+    assert ("too little better" in learning.stopping(run)) is improves_late
+
+
+# Weights
 
 
 def test_weights_are_judged_by_their_distance(run, tmp_path, train_set):
@@ -244,6 +373,17 @@ def test_weights_are_judged_by_their_distance(run, tmp_path, train_set):
     assert "`dead` is a dead start" in learning.weights_distance(dead)
     assert "No run here shows" in abstract.answer([far, dead])  # not compared, so not judged
     assert abstract.closeness_of_each([far, dead]) == ""
+
+
+@pytest.mark.parametrize("weights", [(0.31, 0.71, -0.03), (0.31, 0.68, 0.01)])
+def test_a_negative_weight_is_remarked_on(run, monkeypatch, weights):
+    trained = load_training(run)
+    monkeypatch.setattr(
+        learning, "load_training", lambda run: SimpleNamespace(
+            model=SimpleNamespace(weights=weights), dead=False, best_epoch=1, best_val_mse=1e-4, history=trained.history
+        ),
+    )  # fmt: skip
+    assert ("That blue should count negatively" in learning.weights_distance(run)) is (weights[2] < 0)
 
 
 @pytest.mark.parametrize(
@@ -270,18 +410,78 @@ def test_the_first_sentence_follows_the_measured_distance(run, monkeypatch, resu
     monkeypatch.setattr(
         Run, "stage_info", lambda self, name, f=Run.stage_info: stage if name == "compare" else f(self, name)
     )
-    monkeypatch.setattr(abstract, "load_training", lambda run: SimpleNamespace(dead=dead))
-    assert answer in abstract.answer([run])
+    model = load_training(run).model
+    monkeypatch.setattr(abstract, "load_training", lambda run: SimpleNamespace(dead=dead, model=model))
+    assert answer in abstract.answer([run]).split(". ")[0]
     assert of_the_run in abstract.closeness_of_each([run])
 
 
-def test_the_answer_gives_each_ways_best_against_both_baselines(run, monkeypatch):
-    measured = table(lambda *_: 0.2, fast=lambda *_: 0.02, batched=0.1)
-    monkeypatch.setattr(abstract, "load_benchmark", lambda run: measured)
-    text = abstract.answer([run])
-    assert "the model run the fast way takes 20 ms [19.9 ms, 20.1 ms] at best" in text
-    assert "50× as fast as the pipeline run image by image and 5× as fast as the pipeline run in batches" in text
-    assert "5× as fast as the pipeline run image by image and 0.5× as fast as the pipeline run in batches" in text
+@pytest.mark.parametrize(
+    ("reference", "fast", "told"),
+    [
+        (0.2, 0.02, ", and on the CPU they are 50× as fast as the pipeline run image by image and 5× as fast"),
+        (
+            0.2,
+            0.15,
+            "they are 6.67× as fast as the pipeline run image by image, but not faster than the pipeline run in",
+        ),
+        (2.0, 1.5, ", but on the CPU they are slower than the pipeline run image by image (0.667×)"),
+        (0.02, None, "they are 50× as fast as the pipeline run image by image and 5× as fast"),
+    ],
+)
+def test_the_first_sentence_says_whether_the_model_is_faster(measured, reference, fast, told):
+    run = measured(table(lambda *_: reference, fast=fast and (lambda *_: fast), batched=0.1))
+    assert told in abstract.answer([run]).split(". ")[0]
+
+
+def test_the_answer_gives_each_ways_best_beside_both_baselines(measured):
+    text = abstract.answer([measured(table(lambda *_: 0.2, fast=lambda *_: 0.02, batched=0.1))])
+    assert "takes at best 20.0 ms [19.9, 20.1] folded and run in whole batches, the fast way (batch size 16)" in text
+    assert "and 200 ms [199, 201] run the paper's way (batch size 16)" in text
+    assert "the pipeline 1.00 s [0.99, 1.00] image by image and 100 ms [100, 100] in batches" in text
+
+
+def test_the_first_sentence_prefers_this_machine_to_a_shipped_run():
+    here, there = at(table(lambda *_: 0.2)), at(table(lambda *_: 0.001), shipped=True)
+    assert abstract.quickest_place([here, there]) is here
+    assert abstract.quickest_place([there]) is there
+    assert abstract.quickest_place([]) is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "fast", "told"),
+    [
+        (0.05, 0.02, "in batches, run either way"),
+        (0.2, 0.02, "in batches, but only run the fast way"),
+        (0.05, 0.2, "in batches, but not run the fast way"),
+        (0.2, 0.2, "is not faster than the pipeline in batches, so speed is no reason"),
+    ],
+)
+def test_the_conclusion_says_which_way_pays(measured, reference, fast, told):
+    run = measured(table(lambda *_: reference, fast=lambda *_: fast, batched=0.1))
+    assert told in " ".join(abstract.conclusion([run]))
+
+
+def test_the_conclusion_orders_what_makes_the_difference(measured):
+    run = measured(table(lambda *_: 0.2, fast=lambda *_: 0.01, steps=0.1, batched=0.5))
+    told = abstract.conclusion([run])[-1]
+    factors = [told.index(text) for text in ("whole batches 10×", "as such 2.5×", "at all 2×", "two matrices 2×")]
+    assert factors[0] < factors[1] < min(factors[2:])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ({"a": "equal", "b": "close"}, "Train it well, and it is the pipeline.** `a`"),
+        ({"a": "equal"}, "It is the pipeline.** `a`"),
+        ({"a": "far", "b": "dead"}, "It is not the pipeline here.** `a`"),
+    ],
+)
+def test_the_conclusion_says_which_runs_can_stand_in(monkeypatch, kinds, told):
+    runs = [SimpleNamespace(label=label, has=lambda stage: stage == "compare") for label in kinds]
+    monkeypatch.setattr(abstract, "distance", lambda run: kinds[run.label])
+    monkeypatch.setattr(abstract, "load_config", lambda run: TrainConfig())
+    assert told in abstract.conclusion(runs)[0]
 
 
 def test_the_weights_table_has_the_yardsticks_once(run, tmp_path, train_set):
@@ -298,6 +498,9 @@ def test_the_weights_table_has_the_yardsticks_once(run, tmp_path, train_set):
     assert tuple(path.loc[1, ["red", "green", "blue"]]) == pytest.approx(load_training(other).model.weights)
 
 
+# The study
+
+
 def test_seeds_are_summed_up_by_preset():
     seeds = pd.DataFrame(
         {
@@ -311,8 +514,5 @@ def test_seeds_are_summed_up_by_preset():
     assert shown["dead starts"].tolist() == ["1", "0"]
     assert shown.loc["paper", "largest weight error"] == "0.3 [0.1, 0.9]"
     text = studies.seeds_text(seeds)
-    assert (
-        "With the preset `paper`, 1 start of 3 dead; the largest weight error of the others is between 0.1 and 0.3."
-        in text
-    )
+    assert "`paper`, 1 start of 3 is dead; the largest weight error of the others is between 0.1 and 0.3." in text
     assert "With the preset `precise`, no start of 3 is dead" in text

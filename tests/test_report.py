@@ -17,7 +17,7 @@ import pytest
 
 from transformnet_lib import Run, paper
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
-from transformnet_lib.findings.text import scientific
+from transformnet_lib.findings.text import scientific, spread_text, times_text
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
 
 BIN = Path(sys.executable).parent
@@ -39,7 +39,7 @@ def made(tmp_path_factory) -> Path:
         "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["report/build/report.html", "report/build/report.pdf"]
+    assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]
     return folder
 
 
@@ -70,7 +70,7 @@ def test_title_and_author_are_shown_as_they_were_given(page, made):
 
 def test_the_sections_are_the_papers_and_ours(page):
     headings = [re.sub(r"\s+", " ", heading.get_text()).strip() for heading in page.find("main").find_all("h2")]
-    assert [re.sub(r"^\w+ ", "", heading) if heading != "Abstract" else heading for heading in headings] == [
+    assert [re.sub(r"^(\d+|A) ", "", heading) for heading in headings] == [
         "Abstract",
         "Model architecture and design",
         "Loss function",
@@ -80,35 +80,39 @@ def test_the_sections_are_the_papers_and_ours(page):
         "Training details",
         "Experiment tracking",
         "Does the model win?",
+        "The paper’s claims",
+        "Conclusion",
+        "References",
         "Provenance",
     ]
 
 
 def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
     captions = [caption.get_text() for caption in page.find_all("figcaption")]
-    wanted = ["Test image 0"] + [f"Test image {i}" for i in range(1, 5)]
-    wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "The three weights", "Speed-up on cpu"]
-    wanted += ["How the speed-up comes about on cpu"]
+    wanted = [f"Test image {i}" for i in ("0", "400", "800", "1,200", "1,600")]  # evenly spread over 2,000
+    wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "The three weights", "Speed-up on the CPU"]
+    wanted += ["How the speed-up comes about on the CPU"]
     for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 1):
         assert re.sub(r"\s+", " ", caption).startswith(f"Figure {number}: {start}")
         assert f"Figure {number}: {start}" in pdf_text
-    assert "All runs were trained on one device, cpu" in captions[5]
+    assert "All runs were trained on one device, cpu" in page.find("main").get_text()
 
 
 def test_every_figure_has_alt_text(page):
     assert all(len(image["alt"]) > 20 for image in page.find("main").find_all("img"))
 
 
-def test_table_1_has_48_rows_with_the_papers_seconds(page, pdf_text):
+def test_table_1_has_the_papers_times_beside_ours(page, pdf_text):
     table = next(table for table in page.find_all("table") if "Table 1" in table.get_text())
     rows = [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in table.find("tbody").find_all("tr")]
-    published = paper.table1().sort_values("device", kind="stable")  # measured first, and "cpu" sorts before "cuda"
-    assert [row[4] for row in rows] == [f"{seconds:.4f}" for seconds in published["seconds"]]
-    assert [row[0] for row in rows] == published["device"].tolist()
-    measured = re.compile(r"\d+\.\d{3,4} \[\d+\.\d{3,4}, \d+\.\d{3,4}\]\*?")
-    assert all(measured.fullmatch(cell) for row in rows if row[0] == "cpu" for cell in (row[6], row[8]))
-    for seconds in published["seconds"]:
-        assert f"{seconds:.4f}" in pdf_text
+    published = paper.table1().query("device == 'cpu'")
+    assert [row[4] for row in rows] == [f"{1000 * seconds:.1f}" for seconds in published["seconds"]]
+    time = r"\d+(\.\d+)?"
+    measured = re.compile(rf"{time} \[{time}, {time}\]\*?")
+    assert all(measured.fullmatch(row[column]) for row in rows for column in (6, 8))
+    for row in rows:
+        assert row[4] in pdf_text and row[6] in pdf_text and row[8] in pdf_text
+    assert "24 settings on cuda in run cpu have no time (not measured: no CUDA device)" in table.get_text()
 
 
 def test_the_first_page_says_what_was_measured_where(made, page):
@@ -124,6 +128,7 @@ def test_numbers_in_prose_come_from_the_run_files(made, page):
     results = run.stage_info("compare")["results"]
     abstract = page.find(class_="abstract").get_text()
     assert f"the MSE is {scientific(results['test_mse'])}" in abstract
+    assert f"(MSE {scientific(results['test_mse'])} over 2,000 test images, preset precise)" in abstract
 
 
 def test_the_page_needs_no_other_host(page):
@@ -252,6 +257,97 @@ def test_a_partly_executed_notebook_is_not_exported(tmp_path):
     nbformat.write(notebook, tmp_path / "part.ipynb")
     with pytest.raises(NotebookError, match="code cell 2 of 2 was not executed"):
         check_executed(tmp_path / "part.ipynb")
+
+
+HOSTILE = {  # what a stranger may have written into a run, and how it must be read
+    "script": "<script>alert(1)</script>",
+    "include": '#include "/etc/passwd" #import "@preview/x:1.0.0"',
+    "maths": r"$\frac{1}{$ \input{x} $$",
+    "markdown": "`` [x](javascript:alert) ![y](http://evil.example/y.png) **b** | # h",
+    "right-to-left": "\u202eabc \u05d0\u05d1",
+    "long": "long " * 1990,
+}
+
+
+@pytest.fixture(scope="session")
+def hostile(made, tmp_path_factory) -> Path:
+    """A folder with a run whose label and every free text are hostile, and its report, made twice."""
+    folder = tmp_path_factory.mktemp("hostile")
+    run = folder / "r <b>$x$ `y` #z _[1](u) {k} \\"
+    shutil.copytree(made / "runs/cpu", run)
+    info = json.loads((run / "run.json").read_text())
+    texts = list(HOSTILE.values())
+    for stage in info["stages"].values():
+        stage["environment"] |= {"cpu": texts[0], "device_name": texts[1], "os": texts[2], "python": texts[3]}
+        stage["environment"] |= {"torch": texts[4], "torchvision": texts[0]}
+        stage["commit"] = texts[3]
+        stage["images"]["source"] = f"folder:{texts[2]} {texts[0]}"
+        stage["images"]["request"]["data"] = texts[1]
+        stage["images"]["request"]["fit"] = texts[5]
+    (run / "run.json").write_text(json.dumps(info))
+    table = (run / "benchmark.csv").read_text()
+    reason = '"' + " ".join(texts[:5]).replace('"', '""') + '"'
+    (run / "benchmark.csv").write_text(table.replace("not measured: no CUDA device", reason))
+    for out in ("one", "two"):
+        make_report([run], folder / out, title=" ".join(texts[:4]), author=texts[4])
+    return folder
+
+
+def test_hostile_strings_of_a_run_are_shown_as_they_are(hostile):
+    page = bs4.BeautifulSoup((hostile / "one/report.html").read_text(), "html.parser")
+    assert page.find("script") is None and page.find("b") is None
+    assert not [a["href"] for a in page.find_all("a") if not a["href"].startswith("#")]
+    assert all(image["src"].startswith("data:") for image in page.find_all("img"))
+    text = re.sub(r"\s+", " ", page.find("main").get_text())
+    for shown in (HOSTILE["script"], HOSTILE["include"], HOSTILE["maths"], HOSTILE["markdown"]):
+        assert shown in text
+    assert "r <b>$x$ `y` #z _[1](u) {k} \\" in text
+    pdf = pypdf.PdfReader(hostile / "one/report.pdf")
+    assert HOSTILE["script"] in pdf.metadata.title
+    assert not [
+        annotation.get_object()["/A"].get("/URI")
+        for page in pdf.pages
+        for annotation in page.get("/Annots", [])
+        if "/A" in annotation.get_object()
+    ]
+
+
+def test_the_same_runs_give_the_same_bytes(hostile):
+    for name in ("report.html", "report.pdf", "report.json"):
+        assert (hostile / "one" / name).read_bytes() == (hostile / "two" / name).read_bytes(), name
+
+
+def test_report_json_has_the_numbers_that_the_page_shows(made, page):
+    numbers = json.loads((made / "report/build/report.json").read_text())
+    text = re.sub(r"\s+", " ", page.find("main").get_text())
+    fastest = numbers["places"]["cpu"]["fastest"]["fast"]
+    assert f"is fastest with batch size {fastest['batch_size']}" in text
+    assert f"{times_text(fastest['speedup'])} as fast as the pipeline run image by image" in text
+    assert spread_text(fastest) in text
+    for label, run in numbers["runs"].items():
+        assert f"the largest difference is {scientific(run['train']['largest_weight_error'])}" in text, label
+        assert f"epoch {run['train']['best_epoch']} of {run['train']['epochs']}" in text
+    for name, effect in numbers["places"]["cpu"]["effects"]["fast"].items():
+        assert f"{effect['ratio']:.2f} [{effect['least']:.2f}, {effect['most']:.2f}]" in text, name
+    for step in numbers["places"]["cpu"]["steps"][1:]:
+        assert f"{times_text(step['factor'])} [{step['low']:.3g}, {step['high']:.3g}]" in text
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line(made, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = command("transformnet", "report", "--run", made / "runs/cpu", "--out", tmp_path / "file", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "file" in done.stderr.splitlines()[-1] and "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_run_name_that_no_font_has_is_one_line_and_writes_no_report(made, tmp_path):
+    shutil.copytree(made / "runs/cpu", tmp_path / "party \U0001f389")
+    done = command("transformnet", "report", "--run", "party \U0001f389", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no font in the PDF has '\U0001f389' (U+1F389), used in" in done.stderr.splitlines()[-1]
+    assert not {path.suffix for path in (tmp_path / "out").iterdir()} & {".html", ".pdf", ".json"}
 
 
 def test_a_report_needs_finished_runs(made, tmp_path):

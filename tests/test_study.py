@@ -212,10 +212,15 @@ def test_an_earlier_peak_is_forgotten():
 )
 def test_growth_is_put_into_words(power, words):
     counts = [1_000, 10_000, 100_000]
+    seconds = [(n / 1000) ** power / 10 for n in counts]
     table = pd.DataFrame(
-        {"way": "fast", "images": counts, "seconds": [(n / 1000) ** power for n in counts],
+        {"way": "fast", "images": counts, "seconds": seconds, "q1": seconds, "q3": seconds,
          "peak_mib": [800.0, 801, 802], "reason": ""}
     )  # fmt: skip
     text = studies.sizes_text(table)
-    assert f"time grows {words} (as the number of images to the power {power:.2f})" in text
+    assert f"time grows {words} for “model, the fast way”." in text
     assert "process was 800 MiB for 1,000 images, 801 MiB for 10,000 images and 802 MiB for 100,000 images." in text
+    (row,) = studies.sizes_table(table).to_dict("records")
+    assert (row["Way"], row["images"]) == ("model, the fast way", "100,000")
+    assert row["µs an image"] == f"{10 * seconds[-1]:.3g}"
+    assert row["time grows as images to the power"] == f"{power:.2f}"

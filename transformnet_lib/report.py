@@ -5,6 +5,7 @@ papermill's own metadata alone can say "completed" after a dead kernel.
 """
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from .data import check_source
 from .errors import ExportError, Interrupted, NotebookError, ParameterError
 from .export import HTMLReportExporter, PDFReportExporter
 from .machine import available_devices, resolve_device
-from .runs import Run, open_runs, write_atomic
+from .runs import Run, open_runs, shipped_runs, write_atomic
 from .timing import check_sweep
 from .training import TrainConfig
 
@@ -126,18 +127,32 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     Run(run_dir).require(name)
 
 
-def export(notebook: Path, out_dir: Path, formats: Sequence[str] = ("html", "pdf")) -> list[Path]:
-    """Export an executed notebook to `out_dir`, named after it; returns the files. Raises ExportError."""
+def export(notebook: Path, out_dir: Path) -> list[Path]:
+    """Export an executed notebook to `out_dir`: page, PDF and its numbers, named after it; returns the files.
+
+    The numbers are what the notebook gave to `display.show_numbers`. Raises ExportError.
+    """
     check_executed(notebook)
     # All are made before one is written, so that an error leaves no new page beside an old PDF.
-    bodies = {name: EXPORTERS[name]().from_filename(str(notebook))[0] for name in formats}
-    files = [out_dir / f"{notebook.stem}.{name}" for name in formats]
+    bodies = {name: exporter().from_filename(str(notebook))[0] for name, exporter in EXPORTERS.items()}
+    if (found := _numbers(notebook)) is not None:
+        bodies["json"] = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files = [out_dir / f"{notebook.stem}.{name}" for name in bodies]
     for file, body in zip(files, bodies.values(), strict=True):
         try:
             write_atomic(file, body if isinstance(body, bytes) else body.encode())
         except OSError as error:
             raise ExportError(f"{file}: cannot be written ({error.strerror})") from error
     return files
+
+
+def _numbers(notebook: Path) -> dict | None:
+    """What a notebook gave to `display.show_numbers`; None if nothing."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if output.get("metadata", {}).get("transformnet", {}).get("numbers"):
+                return output["data"]["application/json"]
+    return None
 
 
 def make_runs(
@@ -153,7 +168,8 @@ def make_runs(
     """Make the report's runs: for each device `<runs_dir>/<device>` of the first preset, `<device>-<preset>` of others.
 
     The first has the stages train, compare, benchmark and, unless None, study; the others train and compare. What is
-    complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters.
+    complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters. A shipped run that
+    shows a kind of device which is not here is added to what is returned.
     """
     # Refuse before the first long stage what can be told by then
     devices = [str(resolve_device(device)) for device in devices] or available_devices()
@@ -179,7 +195,7 @@ def make_runs(
             for stage in stages:
                 run_stage(stage, run_dir, of_stage[stage] | {"force": force})
             run_dirs.append(run_dir)
-    return run_dirs
+    return [*run_dirs, *(run.path for run in shipped_runs(list(map(Run, run_dirs))))]
 
 
 def check_front(title: str | None, author: str | None) -> None:
@@ -191,7 +207,7 @@ def check_front(title: str | None, author: str | None) -> None:
 
 
 def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
-    """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf]."""
+    """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json]."""
     runs = open_runs(run_dirs)
     for stage in ("compare", "benchmark"):
         if not any(run.has(stage) for run in runs):

@@ -30,6 +30,8 @@ from .pipeline import Pipeline
 
 FORMAT = 2  # of the run directory; raised when a reader of the old one would go wrong
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, so a larger one is refused unread
+REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs that are shipped with the project
+SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
 LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
 
 # What each stage writes, and so what goes when the stage is made anew. A stage builds on those before it.
@@ -133,7 +135,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def reference_run() -> "Run":
     """The small run that is committed with the project, for notebooks that are opened without one."""
-    return Run(Path(__file__).resolve().parents[1] / "report" / "reference" / "cpu-small")
+    return Run(REFERENCE / "cpu-small")
 
 
 def open_run(run_dir: str) -> "Run":
@@ -143,7 +145,7 @@ def open_run(run_dir: str) -> "Run":
     reference = reference_run()
     reference.require("train")
     scratch = Path(tempfile.mkdtemp(prefix="transformnet-"))
-    run = Run(scratch / reference.label)
+    run = Run(scratch / reference.path.name)
     weakref.finalize(run, shutil.rmtree, scratch, ignore_errors=True)
     run.path.mkdir()
     for file in ("history.csv", "weights.pt"):
@@ -182,6 +184,31 @@ def open_runs(run_dirs: Sequence[str | Path]) -> "list[Run]":
     return runs
 
 
+def shipped_runs(runs: "Sequence[Run]") -> "list[Run]":
+    """The runs shipped with the project that show a kind of device `runs` lack, on the same pipeline and test images.
+
+    So that a report of a machine without a GPU can show one beside it. Shipped runs without a benchmark don't count.
+    """
+    kinds = {_kind(run) for run in runs}
+    tested = [run.stage_info("benchmark")["images"]["fingerprint"] for run in runs if run.has("benchmark")]
+
+    def fits(run: Run) -> bool:
+        return (
+            run.has("train")
+            and run.has("benchmark")
+            and _kind(run) not in kinds
+            and run.pipeline == runs[0].pipeline
+            and run.stage_info("benchmark")["images"]["fingerprint"] in tested
+        )
+
+    return [run for run in (Run(path.parent) for path in sorted(REFERENCE.glob("*/run.json"))) if fits(run)]
+
+
+def _kind(run: "Run") -> str:
+    """The kind of device that a run was made on: "cpu", "cuda" or "mps"."""
+    return run.stage_info("train")["environment"]["device"].partition(":")[0]
+
+
 def describe_images(dataset) -> dict:
     """What `run.json` says of a data set's images."""
     return {
@@ -197,12 +224,14 @@ def describe_images(dataset) -> dict:
 class Run:
     """One run directory. `Run(path)` may not exist yet; what is read from it is checked, and missing is a RunError.
 
-    `label` names the run in tables and legends: the folder's name.
+    `label` names the run in tables and legends: the folder's name, with SHIPPED_SIGN if the run came with the project
+    (`shipped`) and so was made on another machine.
     """
 
     def __init__(self, run_dir: str | Path):
         self.path = Path(run_dir)
-        self.label = self.path.resolve().name
+        self.shipped = self.path.resolve().parent == REFERENCE
+        self.label = self.path.resolve().name + SHIPPED_SIGN * self.shipped
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

@@ -10,17 +10,22 @@ from ..optimum import LeastSquares
 from ..pipeline import GRAY_WEIGHTS
 from ..runs import Run
 from ..training import load_config, load_least_squares, load_training
-from .text import scientific, seconds_text
+from .text import code, escape, listed, scientific, seconds_text
+
+CHANNELS = ("red", "green", "blue")
 
 # What the reader must know of each kind of image source.
 SOURCES = {
     "photos": (
         "crops of 32×32 pixels from photographs that come with scikit-image, cut at three scales; training and test "
         "crops are from different photographs, so the two differ more than two samples of one collection would. They "
-        "are not the CIFAR-10 images of the paper"
+        "are not the CIFAR-10 images [[5]](#ref-5) of the paper"
     ),
-    "cifar10": "CIFAR-10, the images that the paper used",
-    "folder": "image files of the user's own, as they lay in that folder's train/ and test/",
+    "cifar10": "CIFAR-10 [[5]](#ref-5), the images that the paper used",
+    "folder": (
+        "image files of the user's own, as they lay in that folder's train/ and test/, where the paper used the "
+        "archive of CIFAR-10 [[5]](#ref-5)"
+    ),
 }
 
 
@@ -30,8 +35,8 @@ def weights_distance(run: Run) -> str:
     away = np.abs(np.subtract(trained.model.weights, GRAY_WEIGHTS)).max()
     if trained.dead:
         return (
-            f"`{run.label}` is a dead start: its outputs lie outside [0, 1], where the clamp gives no gradient, and "
-            f"the weights stay up to {scientific(away)} from the ground truth's."
+            f"{code(run.label)} is a dead start: its outputs lie outside [0, 1], where the clamp gives no gradient, "
+            f"and the weights stay up to {scientific(away)} from the ground truth's."
         )
     if away < 1e-6:
         quality = "the ground truth's to rounding"
@@ -39,10 +44,17 @@ def weights_distance(run: Run) -> str:
         quality = "close to the ground truth's"
     else:
         quality = "not the ground truth's"
+    negative = [name for name, weight in zip(CHANNELS, trained.model.weights, strict=True) if weight < 0]
+    odd = (
+        f" That {listed(negative)} should count negatively is no grey anybody would choose: the colours of photographs "
+        "are so alike that too much of one is made up for by too little of another, and the pictures hardly change."
+        if negative
+        else ""
+    )
     return (
-        f"The weights of `{run.label}` are {quality}: the largest difference is {scientific(away)}. They are those of "
-        f"epoch {trained.best_epoch} of {len(trained.history)}, with a validation MSE of "
-        f"{scientific(trained.best_val_mse)}."
+        f"The weights of {code(run.label)} are {quality}: the largest difference is {scientific(away)}. They are those "
+        f"of epoch {trained.best_epoch} of {len(trained.history)}, with a validation MSE of "
+        f"{scientific(trained.best_val_mse)}.{odd}"
     )
 
 
@@ -52,7 +64,7 @@ def weights_table(runs: Sequence[Run]) -> pd.DataFrame:
     def row(name: str, weights: Sequence[float], val_mse: float | None, epoch: str, seconds: float | None) -> tuple:
         mse = "–" if val_mse is None else scientific(val_mse, 3)
         time = "–" if seconds is None else seconds_text(seconds)
-        return name, *(f"{weight:.7f}" for weight in weights), mse, epoch, time
+        return name, *(f"{weight:.7f}".replace("-", "−") for weight in weights), mse, epoch, time
 
     optima = _optima(runs)
     rows = [] if optima else [row("ground truth, ITU-R BT.601", GRAY_WEIGHTS, None, "–", None)]
@@ -85,9 +97,9 @@ def optimum(runs: Sequence[Run]) -> str:
     for found, label in _optima(runs).items():
         away = np.abs(np.subtract(found.weights, GRAY_WEIGHTS)).max()
         sentences.append(
-            f"The least-squares weights of the {found.images:,} training images of `{label}` come in closed form from "
-            f"one pass over them and lie within {scientific(away)} of the ground truth's. The condition number of the "
-            f"colours is {found.condition:.3g}: the loss is that many times steeper along its steepest direction "
+            f"The least-squares weights of the {found.images:,} training images of {code(label)} come in closed form "
+            f"from one pass over them and lie within {scientific(away)} of the ground truth's. The condition number of "
+            f"the colours is {found.condition:.3g}: the loss is that many times steeper along its steepest direction "
             "than along its flattest."
         )
     return " ".join(sentences)
@@ -106,7 +118,7 @@ def path_text(run: Run) -> str:
     first, last = (
         ", ".join(f"{name} {value:.3f}" for name, value in path.iloc[i].drop("epoch").items()) for i in (0, -1)
     )
-    return f"{run.label} starts at {first} and ends epoch {path['epoch'].iloc[-1]:.0f} at {last}."
+    return f"{escape(run.label)} starts at {first} and ends epoch {path['epoch'].iloc[-1]:.0f} at {last}."
 
 
 def stopping(run: Run) -> str:
@@ -117,18 +129,29 @@ def stopping(run: Run) -> str:
     least = f"at least {config.min_delta:g}" if config.min_delta else "at all"
     settled = " (counted once the learning rate has fallen to 0)" if config.decay_steps else ""
     return (
-        f"With the preset `{config.preset}` (`{run.label}`) an epoch is an improvement if the validation MSE falls "
-        f"{least} below the best so far; after {config.patience} epochs in a row without one{settled}, or "
+        f"With the preset {code(config.preset)} ({code(run.label)}) an epoch is an improvement if the validation MSE "
+        f"falls {least} below the best so far; after {config.patience} epochs in a row without one{settled}, or "
         f"{config.epochs} in all, training ends. It {ended}; the last improvement, whose weights were restored, "
-        f"came in epoch {trained.best_epoch}. The lowest validation MSE of any epoch is "
-        f"{scientific(trained.history['val_mse'].min())}, that of the restored one {scientific(trained.best_val_mse)}."
+        f"came in epoch {trained.best_epoch}. {_restored(run)}"
+    )
+
+
+def _restored(run: Run) -> str:
+    """Whether the restored epoch is that of the lowest validation MSE."""
+    trained = load_training(run)
+    lowest = trained.history["val_mse"].min()
+    if trained.best_val_mse <= lowest:
+        return f"Its validation MSE, {scientific(lowest)}, is the lowest of all epochs."
+    return (
+        f"Its validation MSE is {scientific(trained.best_val_mse)}; a later epoch, too little better than the best so "
+        f"far to count, had {scientific(lowest)}."
     )
 
 
 def images_used(runs: Sequence[Run]) -> str:
-    """Which images the runs saw, and whether they are the paper's."""
+    """Which images the runs saw, and whether they are the paper's; cites the report's reference 5."""
     sources = dict.fromkeys(run.stage_info("train")["images"]["source"] for run in runs)
-    return " ".join(f"The images `{source}` are {SOURCES[source.partition(':')[0]]}." for source in sources)
+    return " ".join(f"The images {code(source)} are {SOURCES[source.partition(':')[0]]}." for source in sources)
 
 
 def training(run: Run) -> str:
@@ -144,17 +167,17 @@ def training(run: Run) -> str:
     if config.decay_steps:
         extras.append(f"the learning rate falling to 0 over {config.decay_steps} steps along half a cosine")
     return (
-        f"Run `{run.label}` (preset `{config.preset}`) was trained on {images['count'] - val:,} images and validated "
-        f"on {val:,}, with AdamW at a learning rate of {config.lr:g}, batch size {config.batch_size}, at most "
-        f"{config.epochs} epochs, seed {config.seed}; {', '.join(extras)}."
+        f"Run {code(run.label)} (preset {code(config.preset)}) was trained on {images['count'] - val:,} images and "
+        f"validated on {val:,}, with AdamW at a learning rate of {config.lr:g}, batch size {config.batch_size}, at "
+        f"most {config.epochs} epochs, seed {config.seed}; {', '.join(extras)}."
     )
 
 
 def history_text(histories: dict[str, pd.DataFrame], column: str) -> str:
     """First and last value of each run's curve, for those who cannot see it."""
     return " ".join(
-        f"{label}: {scientific(history[column].iloc[0])} in epoch 1, {scientific(history[column].iloc[-1])} in epoch "
-        f"{len(history)}."
+        f"{escape(label)}: {scientific(history[column].iloc[0])} in epoch 1, {scientific(history[column].iloc[-1])} in "
+        f"epoch {len(history)}."
         for label, history in histories.items()
     )
 
@@ -164,7 +187,7 @@ def devices_shown(runs: Sequence[Run]) -> str:
     devices = list(dict.fromkeys(run.stage_info("train")["environment"]["device"] for run in runs))
     if len(devices) == 1:
         return f"All runs were trained on one device, {devices[0]}: there is no other to compare with."
-    return f"Devices: {', '.join(devices)}."
+    return f"The runs were trained on {listed(devices)}."
 
 
 def example_caption(runs: Sequence[Run], i: int) -> str:
@@ -173,7 +196,7 @@ def example_caption(runs: Sequence[Run], i: int) -> str:
     for run in runs:
         row = metrics_table(run.examples()).iloc[i]
         parts.append(
-            f"`{run.label}` MSE {scientific(row['mse'])}, PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.4f}"
+            f"{code(run.label)} (MSE {scientific(row['mse'])}, PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.4f})"
         )
     index = runs[0].examples()["indices"][i]
-    return f"Test image {index}: input, ground truth, model output and error; {'; '.join(parts)}."
+    return f"Test image {index:,}: input, ground truth, and output and error of {listed(parts)}."

@@ -1,14 +1,39 @@
-"""Where the numbers come from: images, machines, versions, commits, times; and how to make the report again."""
+"""Where the numbers come from: images, machines, versions, commits, times; and how to make them again."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
-import numpy as np
 import pandas as pd
 
-from ..runs import STAGE_FILES, Run
-from ..training import load_config
-from .text import counted
+from ..comparison import spread_indices
+from ..pipeline import Pipeline
+from ..runs import SHIPPED_SIGN, STAGE_FILES, Run
+from ..sizes import SIZES
+from ..study import SEEDS
+from ..timing import BATCH_SIZES, REPEATS
+from ..training import PRESETS, TrainConfig, load_config
+from .text import code, counted, escape, listed
+
+# What `transformnet train` has an option for
+TRAIN_OPTIONS = ("seed", "epochs", "batch_size", "lr", "min_delta", "patience")
+
+# The training's parameters as a reader knows them
+PARAMETERS = {
+    "preset": "preset",
+    "device": "device asked for",
+    "seed": "seed",
+    "epochs": "epochs, at most",
+    "batch_size": "batch size (images)",
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "min_delta": "least improvement of the MSE (min_delta)",
+    "patience": "epochs without improvement (patience)",
+    "val_fraction": "share of images for validation",
+    "clamp": "loss on clamped outputs",
+    "whiten": "weights moved in decorrelated colours",
+    "decay_steps": "steps over which the learning rate falls to 0",
+}
 
 
 def report_date(runs: Sequence[Run]) -> str:
@@ -17,44 +42,54 @@ def report_date(runs: Sequence[Run]) -> str:
 
 
 def first_page(runs: Sequence[Run]) -> str:
-    """Images, machine, versions and commit, each named once, and by run where runs differ."""
+    """Images, machine, versions, seed and commit, each named once, and by run where runs differ."""
 
-    def told(name: str, of_run) -> str:
+    def told(name: str, of_run: Callable[[Run], str]) -> str:
         values: dict[str, list[str]] = {}
         for run in runs:
-            values.setdefault(of_run(run.stage_info("train")), []).append(run.label)
+            values.setdefault(of_run(run), []).append(code(run.label))
         if len(values) == 1:
             return f"**{name}:** {next(iter(values))}."
-        return f"**{name}:** " + "; ".join(f"{text} (`{'`, `'.join(labels)}`)" for text, labels in values.items()) + "."
+        return f"**{name}:** " + "; ".join(f"{text} ({listed(labels)})" for text, labels in values.items()) + "."
 
-    def images(stage: dict) -> str:
-        height, width = stage["images"]["size"]
-        return f"`{stage['images']['source']}`, {stage['images']['count']:,} training images of {height}×{width} pixels"
+    def images(run: Run) -> str:
+        found = run.stage_info("train")["images"]
+        height, width = found["size"]
+        return f"{code(found['source'])}, {found['count']:,} training images of {height}×{width} pixels"
 
-    def machine(stage: dict) -> str:
-        there = stage["environment"]
+    def machine(run: Run) -> str:
+        there = run.stage_info("train")["environment"]
         name = there["cpu"] if there["device"] == "cpu" else f"{there['device_name']} with {there['cpu']}"
-        return f"{name}, {there['cores']} cores, {counted(there['threads'], 'thread')}, {there['os']}"
+        cores = counted(there["cores"], "core")
+        return f"{escape(name)}, {cores}, {counted(there['threads'], 'thread')}, {escape(there['os'])}"
 
-    def versions(stage: dict) -> str:
-        there = stage["environment"]
-        return f"Python {there['python']}, torch {there['torch']}, torchvision {there['torchvision']}"
+    def versions(run: Run) -> str:
+        there = run.stage_info("train")["environment"]
+        return escape(f"Python {there['python']}, torch {there['torch']}, torchvision {there['torchvision']}")
 
     def stages(run: Run) -> str:
         done = [name for name in STAGE_FILES if run.has(name)]
-        return f"`{run.label}` (preset `{load_config(run).preset}`: {', '.join(done)})"
+        return f"{code(run.label)} (preset {code(load_config(run).preset)}: {', '.join(done)})"
 
     compared = [run.stage_info("compare")["images"]["count"] for run in runs if run.has("compare")]
     tested = [f"**Test images:** {compared[0]:,}, the same for all runs."] if compared else []
+    shipped = [code(run.label) for run in runs if run.shipped]
+    marked = [
+        f"**{SHIPPED_SIGN}:** {label} came with this project, made on another machine; all its numbers are marked "
+        f"{SHIPPED_SIGN} or named after it."
+        for label in shipped
+    ]
     lines = [
         f"**Runs:** {'; '.join(map(stages, runs))}. Every number below was read from "
         "their files, but for those marked as the paper's.",
+        *marked,
         told("Images", images),
         *tested,
         told("Machine", machine),
         told("Versions", versions),
-        told("Commit", lambda stage: f"`{short_commit(stage)}`"),
-        told("Date", lambda stage: stage["started"][:10]),
+        told("Seed", lambda run: str(load_config(run).seed)),
+        told("Commit", lambda run: code(short_commit(run.stage_info("train")))),
+        told("Date", lambda run: escape(run.stage_info("train")["started"][:10])),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -65,28 +100,132 @@ def short_commit(stage: dict) -> str:
     return commit[:12] + plus + changes
 
 
-def command(runs: Sequence[Run]) -> str:
-    """The command that makes this report again, in the folder that holds the runs."""
-    return " ".join(["transformnet report", *(f"--run {shlex.quote(run.label)}" for run in runs)])
-
-
-def provenance_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One column a run, one row a fact: parameters, machine, versions, images, commit, seconds of each stage."""
+def training_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One column a run, one row a fact: the parameters of its training and the machine."""
     columns = {}
     for run in runs:
-        stages = run.info["stages"]
-        train = run.stage_info("train")
-        machine = train["environment"]
-        facts = {"commit": short_commit(train)}
-        facts |= {name: machine.get(name) for name in ("os", "cpu", "cores", "threads", "device_name", "python")}
-        facts |= {name: machine.get(name) for name in ("torch", "torchvision", "cuda")}
-        facts |= {name: value for name, value in train["parameters"].items() if name != "pipeline"}
-        for name, stage in stages.items():
-            images = stage["images"]
-            facts[f"{images['split']} images"] = f"{images['count']:,} of {images['source']}"
-            facts[f"{images['split']} images, sha256"] = images["fingerprint"][:16] + "…"
-            facts[f"{name}: started"] = stage["started"]
-            facts[f"{name}: seconds"] = f"{stage['seconds']:.1f}" if "seconds" in stage else "–"
+        stage = run.stage_info("train")
+        machine, images = stage["environment"], stage["images"]
+        facts = {name: getattr(load_config(run), field) for field, name in PARAMETERS.items()}
+        facts |= {"pipeline": run.pipeline, "training images": f"{images['count']:,} of {images['source']}"}
+        facts |= {"training images, sha256": images["fingerprint"][:16] + "…"}
+        tested = [run.stage_info(name)["images"] for name in ("compare", "benchmark") if run.has(name)]
+        facts |= {"test images, sha256": tested[0]["fingerprint"][:16] + "…"} if tested else {}
+        facts |= {name: machine.get(name) for name in ("device_name", "cpu", "cores", "threads", "os")}
+        facts |= {name: machine.get(name) for name in ("python", "torch", "torchvision", "cuda")}
         columns[run.label] = facts
-    table = pd.DataFrame(columns).map(lambda value: "–" if value is None or value is np.nan else str(value))
-    return table.rename_axis("Fact").reset_index()
+    table = pd.DataFrame(columns).rename(index={"device_name": "device", "cpu": "CPU", "os": "system", "cuda": "CUDA"})
+    return table.map(_fact).rename_axis("Fact").reset_index()
+
+
+def _fact(value: object) -> str:
+    if value is None:
+        return "–"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def stages_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a stage of a run: its images, what it was asked for, when, how long, and the commit."""
+    rows = []
+    for run in runs:
+        stages = run.info["stages"]
+        for name, stage in ((name, stages[name]) for name in STAGE_FILES if name in stages):
+            images = stage["images"]
+            asked = {
+                key.replace("_", " "): _asked(value) for key, value in stage["parameters"].items() if name != "train"
+            }
+            rows.append(
+                {
+                    "Run": run.label,
+                    "stage": name if stage["status"] == "complete" else f"{name} ({stage['status']})",
+                    "images": f"{images['count']:,} {images['split']}",
+                    "asked for": "; ".join(f"{key} {value}" for key, value in asked.items()) or "–",
+                    "started (UTC)": stage["started"][:16].replace("T", " "),
+                    "seconds": f"{stage['seconds']:.1f}" if "seconds" in stage else "–",
+                    "commit": short_commit(stage),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _asked(value: object) -> str:
+    if isinstance(value, list) and len(value) > 7:
+        return f"{value[0]} … {value[-1]}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def commands(runs: Sequence[Run]) -> str:
+    """The command lines that make these runs and this report again, where the images are."""
+    lines = [command for run in runs if not run.shipped for command in run_commands(run)]
+    return "\n".join([*lines, " ".join(["transformnet report", *_options("run", [_folder(run) for run in runs])])])
+
+
+def _folder(run: Run) -> str:
+    return f"report/reference/{run.path.resolve().name}" if run.shipped else run.label
+
+
+def run_commands(run: Run) -> list[str]:
+    """The command line of each complete stage of a run, with the options that are not the command's defaults."""
+    of_stage = {"train": _train_options, "compare": _compare, "benchmark": _benchmark, "study": _study}
+    lines = []
+    for name, options in of_stage.items():
+        if run.has(name):
+            lines.append(" ".join([f"transformnet {name}", *_options("run-dir", run.label), *options(run)]))
+    return lines
+
+
+def _options(name: str, value: object) -> list[str]:
+    """`--name value`, once for each of a list."""
+    values = value if isinstance(value, list) else [value]
+    return [part for each in values for part in (f"--{name.replace('_', '-')}", shlex.quote(str(each)))]
+
+
+def _train_options(run: Run) -> list[str]:
+    config, images = asdict(load_config(run)), run.stage_info("train")["images"]
+    preset = asdict(PRESETS.get(config["preset"], TrainConfig()))
+    options = [*_options("device", config["device"]), *_options("preset", config["preset"])]
+    request = images["request"] | {"data": images["source"]}
+    defaults = {"data_path": "data", "limit": None, "fit": "none", "image_size": None}
+    for name, value in request.items():
+        if value != defaults.get(name, object()):
+            options += _options(name, value)
+    if run.pipeline.size != Pipeline().size:
+        options += _options("output_size", run.pipeline.size[0])
+    options += ["--no-hflip"] * (not run.pipeline.hflip) + ["--no-vflip"] * (not run.pipeline.vflip)
+    options += _options("seed", config["seed"])
+    others = [name for name in config if name not in ("device", "preset", "seed") and config[name] != preset[name]]
+    for name in others:
+        if name in TRAIN_OPTIONS:
+            options += _options(name, config[name])
+    by_python = [f"{name}={config[name]!r}" for name in others if name not in TRAIN_OPTIONS]
+    return options + [f"# and, from Python: {', '.join(by_python)}"] * bool(by_python)
+
+
+def _compare(run: Run) -> list[str]:
+    stage = run.stage_info("compare")
+    indices = stage["parameters"].get("indices", [])
+    return [] if indices == spread_indices(stage["images"]["count"]) else _options("index", indices)
+
+
+def _benchmark(run: Run) -> list[str]:
+    options = {"devices": "device", "batch_sizes": "batch_size", "repeats": "repeats"}
+    defaults = {"batch_sizes": list(BATCH_SIZES), "repeats": REPEATS}
+    return _stage_options(run.stage_info("benchmark")["parameters"], options, defaults)
+
+
+def _study(run: Run) -> list[str]:
+    parameters = run.stage_info("study")["parameters"]
+    seeds = {"seeds": len(parameters["seeds"])} if isinstance(parameters.get("seeds"), list) else {}
+    defaults = {"seeds": len(SEEDS), "sizes": list(SIZES)}
+    return _stage_options(parameters | seeds, {"seeds": "seeds", "sizes": "size", "repeats": "repeats"}, defaults)
+
+
+def _stage_options(parameters: dict, options: dict[str, str], defaults: dict) -> list[str]:
+    """The options (parameter → option) whose parameters were recorded and are not the command's default."""
+    asked = {name: option for name, option in options.items() if name in parameters}
+    return [
+        part
+        for name, option in asked.items()
+        if parameters[name] != defaults.get(name)
+        for part in _options(option, parameters[name])
+    ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from .text import counted, listed, scientific, seconds_text, spread_text, times_text
+from .text import WAY_NAMES, code, counted, device_text, escape, listed, scientific, spread_text, times_text
 
 
 def seeds_table(seeds: pd.DataFrame) -> pd.DataFrame:
@@ -33,14 +33,18 @@ def seeds_text(seeds: pd.DataFrame) -> str:
     for preset, rows in seeds.groupby("preset"):
         dead = rows["dead"].sum()
         alive = rows[~rows["dead"]]
-        starts = f"{counted(dead, 'start')} of {len(rows)} dead" if dead else f"no start of {len(rows)} is dead"
+        starts = (
+            f"{counted(dead, 'start')} of {len(rows)} {'is' if dead == 1 else 'are'} dead"
+            if dead
+            else f"no start of {len(rows)} is dead"
+        )
         ends = (
             f"; the largest weight error of the others is between {scientific(alive['weight_error'].min())} and "
             f"{scientific(alive['weight_error'].max())}"
             if len(alive)
             else ""
         )
-        sentences.append(f"With the preset `{preset}`, {starts}{ends}.")
+        sentences.append(f"With the preset {code(preset)}, {starts}{ends}.")
     return " ".join(sentences)
 
 
@@ -74,7 +78,8 @@ def peers_text(peers: pd.DataFrame) -> str:
         ratio = best["seconds"] / ours.iloc[0]["seconds"]
         verdict = f"{times_text(ratio)} as fast as" if ratio >= 1 else f"slower ({times_text(1 / ratio)} the time) than"
         sentences.append(
-            f"On {device}, the model run the fast way is {verdict} the quickest of the others, {best['name']}."
+            f"On {device_text(device)}, the model run the fast way is {verdict} the quickest of the others, "
+            f"{escape(best['name'])}."
         )
         if (own := ours.iloc[0]["max_difference"]) > 1:
             sentences.append(
@@ -82,29 +87,47 @@ def peers_text(peers: pd.DataFrame) -> str:
             )
         far = others[others["max_difference"] > 1]
         if len(far):
-            names = listed([f"{row['name']} ({row['max_difference']:.1f})" for _, row in far.iterrows()])
+            names = listed([f"{escape(row['name'])} ({row['max_difference']:.1f})" for _, row in far.iterrows()])
             sentences.append(f"Not the same pictures, by more than one grey level somewhere: {names}.")
     for reason, rows in peers[peers["reason"] != ""].groupby("reason", sort=False):
-        sentences.append(f"{listed(list(rows['name']))} on {rows['device'].iloc[0]}: {reason}.")
+        names, device = listed(list(map(escape, rows["name"]))), escape(rows["device"].iloc[0])
+        sentences.append(f"{names} on {device}: {escape(reason)}.")
     return " ".join(sentences)
+
+
+def growth(rows: pd.DataFrame) -> float:
+    """The power of the number of images with which a way's time grows: the slope of a line through the logarithms."""
+    return float(np.polyfit(np.log(rows["images"].astype(float)), np.log(rows["seconds"]), 1)[0])
+
+
+def sizes_table(sizes: pd.DataFrame) -> pd.DataFrame:
+    """One row a way: its time over the most images, an image's share, and how time grows."""
+    rows = []
+    for way, of_way in sizes[sizes["reason"] == ""].groupby("way", sort=False):
+        last = of_way.iloc[-1]
+        rows.append(
+            {
+                "Way": WAY_NAMES[way],
+                "images": f"{last['images']:,}",
+                "time": spread_text(last),
+                "µs an image": f"{1e6 * last['seconds'] / last['images']:.3g}",
+                "time grows as images to the power": f"{growth(of_way):.2f}" if len(of_way) > 1 else "–",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def sizes_text(sizes: pd.DataFrame) -> str:
     """How time and memory grow with the number of images."""
-    sentences = []
     measured = sizes[sizes["reason"] == ""]
+    kinds: dict[str, list[str]] = {}
     for way, rows in measured.groupby("way", sort=False):
-        if len(rows) < 2:
-            continue
-        last = rows.iloc[-1]
-        slope = np.polyfit(np.log(rows["images"].astype(float)), np.log(rows["seconds"]), 1)[0]
-        growth = "less than in proportion" if slope < 0.9 else "in proportion" if slope < 1.1 else "faster than that"
-        sentences.append(
-            f"{way}: {seconds_text(last['seconds'])} for {last['images']:,} images, "
-            f"{1e6 * last['seconds'] / last['images']:.3g} µs each; time grows {growth} (as the number of "
-            f"images to the power {slope:.2f})."
-        )
+        if len(rows) > 1:
+            power = growth(rows)
+            kind = "less than in proportion" if power < 0.9 else "in proportion" if power < 1.1 else "faster than that"
+            kinds.setdefault(kind, []).append(WAY_NAMES[way])
+    told = "; ".join(f"{kind} for {listed([f'“{name}”' for name in names])}" for kind, names in kinds.items())
+    grows = f"With the number of images time grows {told}. " if told else ""
     peaks = measured.groupby("images")["peak_mib"].max()
-    told = listed([f"{peak:,.0f} MiB for {images:,} images" for images, peak in peaks.items()])
-    sentences.append(f"The largest memory of the process was {told}.")
-    return " ".join(sentences)
+    memory = listed([f"{peak:,.0f} MiB for {images:,} images" for images, peak in peaks.items()])
+    return f"{grows}The largest memory of the process was {memory}."

@@ -1,0 +1,127 @@
+"""The report's numbers by name, so that others can check them by program: the content of report.json."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from .. import paper
+from ..comparison import metrics_table
+from ..pipeline import GRAY_WEIGHTS
+from ..runs import Run
+from ..study import load_study
+from ..timing import load_benchmark
+from ..training import load_config, load_least_squares, load_training
+from .claims import claims
+from .places import Place, disturbed, places
+from .speed import both_paths, effect, from_size, over_batched, waterfall, wins, workers, workers_verdict
+from .studies import growth
+
+FORMAT = 1  # of report.json; raised when a name changes its meaning
+
+
+def report_numbers(runs: Sequence[Run]) -> dict:
+    """All that a report on `runs` says in numbers, as JSON values: seconds, images, MSE of pixels in [0, 1].
+
+    A number that does not exist, as a ratio to something not measured, is None.
+    """
+    return _plain(
+        {
+            "format": FORMAT,
+            "ground_truth_weights": GRAY_WEIGHTS,
+            "paper": {
+                "source": paper.SOURCE,
+                "images": paper.IMAGES,
+                "sequential_seconds": paper.SEQUENTIAL_SECONDS,
+                "table1": paper.table1(),
+            },
+            "claims": [vars(claim) for claim in claims(runs)],
+            "runs": {run.label: _run(run) for run in runs},
+            "places": {place.title: _place(place) for place in places(runs)},
+        }
+    )
+
+
+def _run(run: Run) -> dict:
+    """One run: what it was made with, and what each of its stages found."""
+    trained, optimum = load_training(run), load_least_squares(run)
+    found = {
+        "shipped": run.shipped,
+        "stages": {
+            name: {key: value for key, value in stage.items() if key != "results"}
+            for name, stage in run.info["stages"].items()
+        },
+        "train": {
+            "preset": load_config(run).preset,
+            "weights": trained.model.weights,
+            "initial_weights": trained.initial_weights,
+            "largest_weight_error": float(np.abs(np.subtract(trained.model.weights, GRAY_WEIGHTS)).max()),
+            "dead": trained.dead,
+            "epochs": len(trained.history),
+            "best_epoch": trained.best_epoch,
+            "best_val_mse": trained.best_val_mse,
+            "lowest_val_mse": float(trained.history["val_mse"].min()),
+            "seconds": float(trained.history["epoch_seconds"].sum()),
+            "history": trained.history,
+        },
+        "least_squares": vars(optimum) if optimum else None,
+    }
+    if run.has("compare"):
+        results = run.stage_info("compare")["results"]
+        found["compare"] = {
+            "test_mse": results["test_mse"],
+            "largest_pixel_error": results["max_error"],
+            "examples": metrics_table(run.examples()),
+        }
+    if run.has("benchmark"):
+        found["benchmark"] = load_benchmark(run)
+    if run.has("study"):
+        study = load_study(run)
+        measured = study["sizes"][study["sizes"]["reason"] == ""]
+        ways = {way: rows for way, rows in measured.groupby("way") if len(rows) > 1}
+        found["study"] = study | {"growth": {way: growth(rows) for way, rows in ways.items()}}
+    return found
+
+
+def _place(place: Place) -> dict:
+    """One device of one run's benchmark: the rows that sentences name, and what they conclude."""
+    ratios = both_paths(place)
+    return {
+        "run": place.run.label,
+        "device": place.device,
+        "pipeline": {way: place.baseline(way) for way in ("sequential", "batched")},
+        "floor": place.floor,
+        "fastest": {path: place.best(path) for path in place.paths},
+        "speedup_over_batched": {path: over_batched(place, path) for path in place.paths},
+        "fast_over_reference": {"least": ratios.min(), "median": ratios.median(), "most": ratios.max()},
+        "wins_from_batch_size": {
+            path: {rival: from_size(won) for rival, won in wins(place, path).items()} for path in place.paths
+        },
+        "effects": {
+            path: {name: effect(place, path, name) for name in ("shuffle", "drop_last")} for path in place.paths
+        },
+        "num_workers": {"verdict": workers_verdict(place), "rows": workers(place)},
+        "steps": waterfall(place),
+        "rows": len(place.rows),
+        "disturbed_rows": int(disturbed(place.rows).sum()),
+        "noisy_rows": int(place.rows["noisy"].sum()),
+        "largest_load_average": place.rows["load_average"].max(),
+    }
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON can hold it: tables as lists of rows, and no NaN or infinity."""
+    if isinstance(value, pd.DataFrame):
+        return [_plain(row) for row in value.to_dict("records")]
+    if isinstance(value, pd.Series):
+        return _plain(value.to_dict())
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value

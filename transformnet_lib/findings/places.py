@@ -1,0 +1,89 @@
+"""Where the model was timed: each device of each run's benchmark, and the rows measured there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ..runs import Run
+from ..timing import NOISY_SPREAD, PATHS, load_benchmark
+from .text import code, device_text
+
+SETTING = ["device", "batch_size", "shuffle", "drop_last"]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A device on which a run timed the model: the run's benchmark, the device, and how sentences name the two."""
+
+    run: Run
+    table: pd.DataFrame  # the rows of benchmark.csv
+    device: str
+    name: str  # Markdown, for sentences
+    title: str  # plain text, for tables and figures
+
+    @property
+    def paths(self) -> list[str]:
+        """The ways to run the model that were measured here, the paper's first."""
+        return [path for path in PATHS if len(self.model_rows(path))]
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """All rows measured on this device."""
+        return self.table[(self.table["device"] == self.device) & (self.table["reason"] == "")]
+
+    def model_rows(self, path: str) -> pd.DataFrame:
+        """The measured rows of Table 1 for one way to run the model."""
+        rows = swept_rows(self.table)
+        return rows[(rows["device"] == self.device) & (rows["path"] == path) & (rows["reason"] == "")]
+
+    def baseline(self, path: str) -> pd.Series:
+        """The pipeline's row: image by image ("sequential"), or in batches of the size that is fastest ("batched")."""
+        return quickest(self.table[(self.table["path"] == path) & (self.table["reason"] == "")])
+
+    def best(self, path: str) -> pd.Series:
+        """The fastest row of one way to run the model."""
+        return quickest(self.model_rows(path))
+
+    @property
+    def floor(self) -> pd.Series | None:
+        """The row of moving the images' bytes once and nothing else, if it was measured."""
+        rows = self.rows[self.rows["path"] == "floor"]
+        return None if rows.empty else rows.iloc[0]
+
+
+def places(runs: Sequence[Run]) -> list[Place]:
+    """Every device on which a run timed the model; where several runs did, names say whose."""
+    timed = [run for run in runs if run.has("benchmark")]
+    found = []
+    for run in timed:
+        table = load_benchmark(run)
+        devices = dict.fromkeys(table.loc[table["path"].isin(PATHS) & (table["reason"] == ""), "device"])
+        for device in devices:
+            name, title = device_text(device), device
+            if len(timed) > 1:
+                name, title = f"{name} of {code(run.label)}", f"{title}, {run.label}"
+            found.append(Place(run, table, device, name, title))
+    return found
+
+
+def swept_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the sweep over shuffle and drop_last, measured or not: those that Table 1 has."""
+    rows = table[table["path"].isin(PATHS) & (table["num_workers"] == 0)]
+    return rows[rows.groupby(["path", "device", "batch_size"])["path"].transform("size") == 4]
+
+
+def quickest(rows: pd.DataFrame) -> pd.Series:
+    """The row of the least median time an image: not of the largest speed-up, which a slow baseline makes too."""
+    return rows.loc[per_image(rows, "seconds").idxmin()]
+
+
+def per_image(rows: pd.DataFrame, column: str) -> pd.Series:
+    """A column of seconds a pass as seconds an image really processed."""
+    return rows[column] / rows["images"]
+
+
+def disturbed(rows: pd.DataFrame) -> pd.Series:
+    """Whether rows are noisy, or were measured in a slow or fast phase of the machine, told by their own baseline."""
+    of_baseline = rows["sequential_seconds_per_image"] / rows["sequential_seconds_per_image"].median()
+    return rows["noisy"] | ((of_baseline - 1).abs() > NOISY_SPREAD)

@@ -1,0 +1,117 @@
+"""Table 1: the paper's settings with its times, and those measured beside them."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from .. import paper
+from ..runs import SHIPPED_SIGN, Run
+from ..timing import NOISY_SPREAD, PATHS, load_benchmark
+from .places import SETTING, Place, disturbed, swept_rows
+from .text import YES_NO, code, counted, decimals, escape, listed
+
+
+def table1_groups(places: Sequence[Place]) -> list[list[Place]]:
+    """The places that can share one Table 1: different kinds of device; "cuda:1" counts as the paper's "cuda"."""
+    groups: list[list[Place]] = []
+    for place in places:
+        free = next((group for group in groups if _kind(place) not in map(_kind, group)), None)
+        if free is None:
+            groups.append([place])
+        else:
+            free.append(place)
+    return groups or [[]]
+
+
+def _kind(place: Place) -> str:
+    return place.device.partition(":")[0]
+
+
+TABLE1_COLUMNS = [
+    ("", "Device"), ("", "Batch"), ("", "Shuffle"), ("", "Drop last"),
+    ("The paper", "ms"), ("The paper", "×"),
+    ("Reference", "ms"), ("Reference", "×"),
+    ("Fast", "ms"), ("Fast", "×"),
+    (" ", "Ratio"), (" ", "Images"),
+]  # fmt: skip
+
+
+def table1(group: Sequence[Place]) -> pd.DataFrame:
+    """Table 1 for the kinds of device in `group`: the paper's settings with its times and those measured.
+
+    Two header rows. Times are milliseconds of a pass, median and quartiles; "×" is the speed-up over the pipeline image
+    by image, "Ratio" the paper's way's time over the fast one's, "Images" those of a pass here. A star marks a
+    disturbed row, a dagger a time that a shipped run brought from another machine. Without any place all 48 settings
+    stand, with the paper's columns alone.
+    """
+    published = paper.table1()
+    if group:
+        kinds = [_kind(place) for place in group]
+        published = published[published["device"].isin(kinds)]
+        published = published.sort_values("device", key=lambda devices: devices.map(kinds.index), kind="stable")
+    measured = {_kind(place): _measured(place) for place in group}
+    rows = []
+    for setting in published.itertuples():
+        processed = paper.IMAGES - setting.drop_last * (paper.IMAGES % setting.batch_size)
+        speedup = paper.SEQUENTIAL_SECONDS / paper.IMAGES / (setting.seconds / processed)
+        row = [setting.device, setting.batch_size, YES_NO[setting.shuffle], YES_NO[setting.drop_last]]
+        row += [f"{setting.seconds * 1000:.1f}", f"{speedup:.1f}"]
+        found = [
+            measured.get(setting.device, {}).get((path, setting.batch_size, setting.shuffle, setting.drop_last))
+            for path in PATHS
+        ]
+        for way in found:
+            row += [way["text"], f"{way['speedup']:.1f}"] if way else ["–", "–"]
+        row.append(f"{found[0]['seconds'] / found[1]['seconds']:.1f}" if all(found) else "–")
+        row.append(next((f"{way['images']:,}" for way in found if way), "–"))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(TABLE1_COLUMNS))
+
+
+def _measured(place: Place) -> dict[tuple, dict]:
+    """The rows of Table 1 that a place has, by path and setting, each with its time as `text`."""
+    rows = pd.concat([place.model_rows(path) for path in PATHS])
+    star, dagger = disturbed(place.rows), SHIPPED_SIGN if place.run.shipped else ""
+    found = {}
+    for index, row in rows.iterrows():
+        median, q1, q3 = (row[name] * 1000 for name in ("seconds", "q1", "q3"))
+        digits = decimals(median)
+        text = f"{median:.{digits}f} [{q1:.{digits}f}, {q3:.{digits}f}]{'*' if star[index] else ''}{dagger}"
+        key = (row["path"], row["batch_size"], row["shuffle"], row["drop_last"])
+        found[key] = {"text": text, **row[["seconds", "speedup", "images"]]}
+    return found
+
+
+def table1_caption(group: Sequence[Place], runs: Sequence[Run]) -> str:
+    """What the columns of this Table 1 are."""
+    labels = listed([code(label) for label in dict.fromkeys(place.run.label for place in group)]) if group else "no run"
+    return (
+        "The paper's settings: its times, single measurements on its machine, and those measured here "
+        f"({labels}) as median and quartiles, the model run the paper's way (reference) and the fast way. × is the "
+        "speed-up over the same machine's pipeline run image by image; ratio, the reference's time over the fast "
+        "one's; images, those of a pass here. "
+        f"A star marks disturbed rows: quartiles farther apart than {NOISY_SPREAD:.0%} of the median, or measured "
+        f"while the pipeline itself was {NOISY_SPREAD:.0%} slower or faster than at most times. " + not_measured(runs)
+    ).strip()
+
+
+def not_measured(runs: Sequence[Run]) -> str:
+    """The settings without a time, folded into a sentence a reason with the paper's times; empty if there are none."""
+    published = paper.table1()
+    sentences = []
+    for run in runs:
+        missing = swept_rows(load_benchmark(run)).query("reason != ''") if run.has("benchmark") else pd.DataFrame()
+        if missing.empty:
+            continue
+        kinds = missing["reason"].str.partition(" (MSE")[0]  # the same reason, whatever the number in it
+        for (device, reason), rows in missing.groupby(["device", kinds]):
+            count = len(rows.drop_duplicates(SETTING))
+            seconds = published.loc[published["device"] == device.partition(":")[0], "seconds"] * 1000
+            theirs = (
+                f"; the paper's times there are {seconds.min():.1f} to {seconds.max():.1f} ms" if len(seconds) else ""
+            )
+            sentences.append(
+                f"{counted(count, 'setting')} on {escape(device)} in run {code(run.label)} "
+                f"{'has' if count == 1 else 'have'} no time ({escape(reason)}){theirs}."
+            )
+    return " ".join(sentences)

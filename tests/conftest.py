@@ -1,5 +1,10 @@
 """Shared fixtures: a small real run, made once a session, and closed figures."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import matplotlib
 import pytest
 
@@ -11,6 +16,8 @@ import torch
 from transformnet_lib import CustomDataset, Run, TrainConfig, train
 from transformnet_lib.comparison import compare_run
 from transformnet_lib.timing import benchmark_run
+
+BIN = Path(sys.executable).parent
 
 torch.set_num_threads(1)  # two threads that wait for a busy core are ten times slower than one
 
@@ -34,6 +41,26 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
     sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
     benchmark_run(run, test_set, devices=["cpu", "cuda"], **sweep)
     return run
+
+
+def command(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+    """Run one of the environment's commands in `cwd`; OpenMP kept to one thread, since tests may share the cores."""
+    program, *rest = map(str, arguments)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A folder in which `transformnet report` was run on a few images."""
+    folder = tmp_path_factory.mktemp("made")
+    done = command(
+        "transformnet", "report", "--device", "cpu", "--data", "photos", "--limit", 2000, "--repeats", 2,
+        "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,12 @@ pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")
 # Reports what the page shows; added by the test only, the report itself has no script.
 PROBE = """<script>
 const box = e => e.getBoundingClientRect();
-document.title = JSON.stringify([
+addEventListener("load", () => document.title = JSON.stringify([
   [...document.querySelectorAll("math")].map(e => box(e).width * box(e).height > 0),
   performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
   document.documentElement.scrollWidth <= window.innerWidth,
   [...document.images].map(e => e.complete && e.naturalWidth > 0),
-]);
+]));
 </script>"""
 
 
@@ -48,6 +48,18 @@ def test_page_loads_alone_and_fits(tmp_path, width):
     assert "CONSOLE" not in done.stderr
     asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text())) if log.exists() else set()
     assert not [url for url in asked if "report" in url or "example" in url]
+
+
+def test_a_whole_report_loads_alone(made, tmp_path):
+    page = (made / "report/build/report.html").read_text(encoding="utf-8")
+    assert len(page) < 5_000_000
+    path = tmp_path / "report.html"
+    path.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    done = browse(path, tmp_path, "--window-size=500,900", "--dump-dom")
+    maths, resources, fits, images = json.loads(re.search(r"<title>(\[.*?)</title>", done.stdout, re.DOTALL)[1])
+    assert maths and all(maths) and images and all(images)
+    assert resources == [] and fits
+    assert "CONSOLE" not in done.stderr
 
 
 def test_page_prints(tmp_path):

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,33 +13,12 @@ import bs4
 import nbformat
 import pypdf
 import pytest
+from conftest import BIN, command
 
 from transformnet_lib import Run, paper
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
 from transformnet_lib.findings.text import scientific, spread_text, times_text
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
-
-BIN = Path(sys.executable).parent
-
-
-def command(*arguments, cwd: Path) -> subprocess.CompletedProcess:
-    """Run one of the environment's commands in `cwd`; OpenMP kept to one thread, since tests may share the cores."""
-    program, *rest = map(str, arguments)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, env=environment)
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Path:
-    """A folder in which `transformnet report` was run on a few images."""
-    folder = tmp_path_factory.mktemp("made")
-    done = command(
-        "transformnet", "report", "--device", "cpu", "--data", "photos", "--limit", 2000, "--repeats", 2,
-        "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +74,20 @@ def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
         assert re.sub(r"\s+", " ", caption).startswith(f"Figure {number}: {start}")
         assert f"Figure {number}: {start}" in pdf_text
     assert "All runs were trained on one device, cpu" in page.find("main").get_text()
+
+
+def test_every_link_within_the_report_leads_somewhere(made, page):
+    ids = {tag["id"] for tag in page.find_all(id=True)}
+    targets = [a["href"] for a in page.find_all("a") if a["href"].startswith("#")]
+    assert len(targets) > 30 and {target[1:] for target in targets} <= ids
+    pdf = pypdf.PdfReader(made / "report/build/report.pdf")
+    links = [
+        annotation.get_object()["/Dest"]
+        for sheet in pdf.pages
+        for annotation in sheet.get("/Annots", [])
+        if "/Dest" in annotation.get_object()
+    ]
+    assert len(links) == len(page.find("main").find_all("a"))
 
 
 def test_every_figure_has_alt_text(page):

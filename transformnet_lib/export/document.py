@@ -33,6 +33,7 @@ NUMBERED_WORD = re.compile(r"(?:^|\s)(figures?|figs?\.|tables?|tabs?\.|sections?
 # "12.3×", "1e-05", "4.1 [3.9, 4.4] ms", "—": a number, perhaps with a short unit. One such column is right-aligned.
 # Written so that each character fits in one place only: with overlapping parts a long cell would take hours.
 NUMBER = re.compile(r"[^A-Za-z\d]*\d[^A-Za-z]*(?:[A-Za-z]{1,6}[^A-Za-z]*)?|[-+]?(nan|inf)|[-–—\s]*", re.IGNORECASE)
+SHORT_TABLE = 12  # rows; up to here a table is kept on one page
 MOST_COLUMNS = 1000  # of a table; more cannot be shown, and spans could ask for millions
 PAGE_IDS = {"main", "abstract"}  # ids of report.html.j2's own elements
 PROSE_COLUMN = 24  # characters: a column with a longer cell may wrap where its table is too wide
@@ -288,6 +289,12 @@ def table(head: list[list[Node]], rows: list[list[Node]], cell: int, aligns: lis
         for given, t in zip([*aligns, *[None] * width], texts, strict=False)
     ]
     return Node("table", cell=cell, attrs={"head": head, "rows": rows, "align": align, "caption": None})
+
+
+def is_short(table: Node) -> bool:
+    """Whether a table is kept on one page."""
+    rows = table["head"] + table["rows"]
+    return len(rows) <= SHORT_TABLE and sum(len(plain(cell.children)) for row in rows for cell in row) < 2000
 
 
 def _tile(rows: list[list[Node]], width: int = 0) -> int:

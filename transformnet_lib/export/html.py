@@ -14,7 +14,7 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 from . import maths
-from .document import PROSE_COLUMN, Document, Node, plain
+from .document import PROSE_COLUMN, Document, Node, is_short, plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -189,7 +189,8 @@ class _Writer:
         style = f"--characters: {characters}"
         grid = element("table", Markup("{}{}{}").format(caption, head, body), style=style)
         name = f"Table {node['number']}" if node["number"] else f"Table in cell {node.cell}"
-        return element("div", grid, class_="scroll table", id=node["id"], tabindex="0", role="region",
+        classes = "scroll table short" if is_short(node) else "scroll table"
+        return element("div", grid, class_=classes, id=node["id"], tabindex="0", role="region",
                        aria_label=name) + Markup("\n")  # fmt: skip
 
     def rows(self, rows, table, head=False):

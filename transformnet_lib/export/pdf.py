@@ -12,7 +12,7 @@ import typst
 
 from ..errors import ExportError
 from . import maths
-from .document import PROSE_COLUMN, Document, Node, plain
+from .document import PROSE_COLUMN, Document, Node, is_short, plain
 from .maths import literal
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
@@ -20,7 +20,6 @@ STANDARDS = ["a-2a", "ua-1"]
 NO_DATE = datetime.date(2000, 1, 1)  # of the PDF's metadata where the report has none: the clock would change bytes
 LONG_WORD = 60  # characters; longer words get places to break, or they would run off the page
 LONG_HEADER = 1500  # characters; a header never breaks, so one that could fill a page is set as rows
-SHORT_TABLE = 12  # rows; up to here a table is kept on one page
 SUFFIX = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
 
 
@@ -260,13 +259,12 @@ class _Writer:
             f"({y + 1}, {c['x']}, {c['x'] + c['colspan']})"
             for y, row in enumerate(head[:-1]) for c in row if c["colspan"] > 1
         )  # fmt: skip
-        short = len(rows) <= SHORT_TABLE and sum(len(plain(c.children)) for row in rows for c in row) < 2000
         align = ", ".join(node["align"])
         table = (
             f"fitted-table(({align},), ({weights},), {least:.4f}, ({self.cells(head, node)}), "
             f"({rules + ',' if rules else ''}), ({self.cells(body, node)}))"
         )
-        caption, breakable = self.caption(node, "Table"), str(not short).lower()
+        caption, breakable = self.caption(node, "Table"), str(not is_short(node)).lower()
         return self.labelled(node, f"shown-table({table}, caption: {caption}, breakable: {breakable})")
 
     def cells(self, rows, table):

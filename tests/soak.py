@@ -2,11 +2,12 @@
 
 `make soak` runs all of it, some minutes: `python tests/soak.py --faults 36 --seed 7`. A few faults are part of
 `make test` (test_faults.py). After each fault all files of the run must be whole and hold what they held; the same
-command must then finish the work, with nothing measured again that was saved, no complete stage touched, and all numbers
-that are no times equal to those of commands that nothing disturbed.
+command must then finish the work, with nothing measured again that was saved, no complete stage touched, and all
+numbers that are no times equal to those of commands that nothing disturbed.
 """
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -17,12 +18,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
+from PIL import Image
 
-from transformnet_lib import Run
+from transformnet_lib import CustomDataset, Run
 from transformnet_lib.peers import PEER_COLUMNS
 from transformnet_lib.report import check_executed
 from transformnet_lib.runs import HISTORY_COLUMNS
@@ -32,7 +35,7 @@ from transformnet_lib.timing import BENCHMARK_COLUMNS
 
 RUN = "r"  # the run directory, in the folder where the commands are given
 COMMANDS = {  # in the order in which they build on each other
-    "train": "train --run-dir r --device cpu --data photos --limit 2000 --batch-size 8",
+    "train": "train --run-dir r --device cpu --data folder:images --batch-size 4",
     "compare": "compare --run-dir r",
     "benchmark": "benchmark --run-dir r --device cpu --batch-size 64 --repeats 1",
     "study": "study --run-dir r --seeds 3 --size 500 --repeats 1",
@@ -53,6 +56,15 @@ TIMES = {  # the columns that hold times or follow from them, and what the machi
     "epoch_seconds", "seconds", "q1", "q3", "noisy", "images_per_second", "sequential_seconds_per_image", "speedup",
     "setup_seconds", "load_average", "clock_mhz", "raw_seconds", "peak_mib",
 }  # fmt: skip
+
+
+def make_images(folder: Path, count: int = 600) -> None:
+    """A small image folder, `images`, so that no command loses its time on making thousands."""
+    for split, train in (("train", True), ("test", False)):
+        (folder / "images" / split / "all").mkdir(parents=True)
+        pictures = CustomDataset(data="photos", train=train, limit=count, cache=False).images.permute(0, 2, 3, 1)
+        for i, picture in enumerate(pictures.numpy()):
+            Image.fromarray(picture).save(folder / "images" / split / "all" / f"{i}.png")
 
 
 def numbers(run: Run) -> dict:
@@ -99,6 +111,7 @@ class Soak:
 
     def __init__(self, folder: Path, calm: Path, *, seed: int):
         self.folder, self.calm, self.random = folder, calm, random.Random(seed)
+        self.signals = itertools.cycle(self.random.sample(list(STATUS), len(STATUS)))
         self.run = Run(folder / RUN)
         self.faults: Counter[str] = Counter()
         self.saved: dict[str, set[str]] = {name: set() for name in TABLES}  # lines of the run's CSV files
@@ -151,11 +164,9 @@ class Soak:
         process = self.start(name)
         while at_work and process.poll() is None and _modified(file) in (old, None):
             time.sleep(0.005)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(moment)
-        except subprocess.TimeoutExpired:
-            pass
-        number, kernels = self.random.choice(list(STATUS)), kernels_of(process)
+        number, kernels = next(self.signals), kernels_of(process)
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
         if process.returncode == 0:
@@ -167,7 +178,7 @@ class Soak:
         label = f"{signal.Signals(number).name} at {moment:.2f} s of {name}{' at work' * at_work}"
         print(f"{label}: status {process.returncode}", flush=True)
         self.faults[name] += 1
-        # Before Python has loaded the command it knows no signal of ours
+        # While Python starts and ends, a signal ends it as it ends any program
         assert process.returncode in (STATUS[number], -number), f"{label}: {process.returncode}: {told}"
         if process.returncode == STATUS[number] and number != signal.SIGKILL:
             assert "Traceback" not in told, f"{label}: {told}"
@@ -218,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         folder, calm = Path(scratch) / "disturbed", Path(scratch) / "calm"
-        folder.mkdir()
-        calm.mkdir()
+        for place in (folder, calm):
+            make_images(place)
         soak = Soak(folder, calm, seed=options.seed)
         durations, works = {}, {}
         for name in list(COMMANDS)[:-1]:

@@ -7,6 +7,7 @@ papermill's own metadata alone can say "completed" after a dead kernel.
 import asyncio
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -78,7 +79,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     except (PapermillException, TimeoutError, RuntimeError) as error:  # a kernel that does not start is the last
         raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
-        raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror})") from error
+        print(file=sys.stderr)  # papermill leaves its progress bar on the line
+        raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror or error})") from error
     check_executed(unfinished)
     unfinished.replace(output)
 
@@ -151,21 +153,15 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     if name != "train":
         run.require("train")
     with locked(run_dir, LOCK):
-        before = record_of(run, name)
+        before = run.record(name)
         try:
             execute(name, run_dir / f"{name}.ipynb", {"run_dir": str(run_dir), **parameters})
         except (NotebookError, Interrupted) as error:
             with suppress(RunError):  # the run cannot be written, or is gone: the first error is the one to tell
-                if record_of(run, name):
+                if run.record(name):
                     run.retract(name, before, f"interrupted: {error}" if isinstance(error, Interrupted) else str(error))
             raise
         run.require(name)
-
-
-def record_of(run: Run, name: str) -> dict | None:
-    """What run.json says of a stage, complete or not; None if nothing, or if it is damaged."""
-    with suppress(RunError):
-        return run.info["stages"].get(name)
 
 
 def export(notebook: Path, out_dir: Path, formats: Sequence[str] = ("html", "pdf")) -> list[Path]:
@@ -220,7 +216,7 @@ def make_runs(
         check_stage(stage, parameters)  # before the first long one
     since = forced_since(runs_dir, [[stage, str(run_dir), asked] for stage, run_dir, asked in todo]) if force else ""
     for stage, run_dir, parameters in todo:
-        record = record_of(Run(run_dir), stage)
+        record = Run(run_dir).record(stage)
         run_stage(stage, run_dir, parameters | {"force": force and (record is None or record["started"] < since)})
     return run_dirs
 

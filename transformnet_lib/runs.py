@@ -14,7 +14,7 @@ import time
 import weakref
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -292,6 +292,11 @@ class Run:
                 raise RunError(f"{self.path}/run.json: results of {name}: expected a number {number}")
         return record
 
+    def record(self, name: str) -> dict | None:
+        """What run.json says of a stage, complete or not; None if that is nothing, or damaged."""
+        with suppress(RunError):
+            return self.info["stages"].get(name)
+
     def require(self, *names: str) -> None:
         """Raise RunError unless all these stages are complete."""
         for name in names:
@@ -521,29 +526,26 @@ class Run:
 
     def _stopped(self, name: str, parameters: dict, images: dict) -> bool:
         """Whether this stage with the same parameters and images was killed or interrupted here."""
-        try:
-            record = self.info["stages"].get(name)
-        except RunError:  # damaged, so to be made anew
-            return False
+        record = self.record(name)
         stopped = record and (record["status"] == "started" or record.get("why", "").startswith("interrupted"))
         return bool(stopped) and not self._differing(record, parameters, images)
 
     def _trained_as(self, other: "Run") -> bool:
-        return self.info["stages"].get("train") == other.info["stages"].get("train")
+        return self.record("train") == other.record("train")
 
     def _finish_exchange(self) -> None:
         """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that."""
         for name in STAGE_FILES:
             anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
-            if anew.has(name):
+            if (anew.record(name) or {}).get("status") == "complete":
                 self._discard(name)
                 anew.path.rename(ready.path)  # from here on what lies in place is new
-            if ready.has(name):
+            if record := ready.record(name):
                 for file in STAGE_FILES[name]:
                     if (ready.path / file).exists():
                         (ready.path / file).replace(self.path / file)
                 info = self.info
-                info["stages"][name] = ready.info["stages"][name]
+                info["stages"][name] = record
                 self._write_info(info)
             if ready.path.exists():
                 shutil.rmtree(ready.path)

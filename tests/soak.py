@@ -42,7 +42,7 @@ COMMANDS = {  # in the order in which they build on each other
     "report": "report --run r --out out",  # until its notebook is executed
     "export": "report --run r --out out",  # after that
 }
-STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 KERNEL_SECONDS = 3  # by when a killed command's kernel must have ended; the next command waits that long for the lock
 
 TABLES = {

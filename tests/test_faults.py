@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -222,6 +223,34 @@ def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinish
     with pytest.raises(Interrupted):
         run_stage("train", tmp_path / "r", {})
     assert Run(tmp_path / "r").record("train")["why"] == "interrupted: train: interrupted"
+
+
+@posix
+def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_path, monkeypatch):
+    run, sent = Run(tmp_path / "r"), []
+    interrupt = report.AsyncKernelManager.interrupt_kernel
+
+    async def lost_at_first(manager):
+        sent.append(manager)
+        if len(sent) > 1:
+            await interrupt(manager)
+
+    def press_ctrl_c():
+        while not (run.path / "sleeping").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(report.AsyncKernelManager, "interrupt_kernel", lost_at_first)
+    monkeypatch.setattr(report, "INTERRUPT_SECONDS", 0.5)
+    notebook("import time; open(run_dir + '/sleeping', 'w').close(); time.sleep(60)")
+    presser = threading.Thread(target=press_ctrl_c)
+    run.path.mkdir()
+    presser.start()
+    with pytest.raises(Interrupted):
+        run_stage("train", run.path, {})
+    presser.join()
+    assert len(sent) == 2 and "KeyboardInterrupt" in (run.path / "train.failed.ipynb").read_text()
+    assert run.record("train")["why"].startswith("interrupted: train: interrupted")
 
 
 def test_a_stage_that_was_complete_before_stays_so_when_a_later_notebook_fails(notebook, tmp_path):

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
 from contextlib import suppress
@@ -529,6 +530,13 @@ def test_a_run_is_written_by_one_process_and_a_killed_stage_can_be_made(tmp_path
     assert "stage train is not complete (it was interrupted)" in refusal(run.history)
     assert "stage train is not complete" in refusal(lambda: do(run, "compare"))
     assert do(run, "train") and run.has("train")
+
+
+def test_a_command_waits_for_the_kernel_of_one_that_was_killed(tmp_path, holder):
+    ending = threading.Timer(0.5, holder.kill)
+    ending.start()
+    assert do(Run(tmp_path / "held"), "train")
+    ending.join()
 
 
 def test_a_run_can_be_read_while_it_is_written(made):

@@ -88,13 +88,14 @@ def execute(name: str, output: Path, parameters: dict) -> None:
 def _interruptibly(name: str, work: Callable[..., object]) -> None:
     """Call `work` with options for nbclient; Ctrl-C then interrupts the running cell, as JupyterLab's button does.
 
-    What raises KeyboardInterrupt for other signals works as Ctrl-C does.
-
     So the cell can save what it has. In the main thread nbclient would kill the kernel instead; in another it sets no
-    signal handlers.
+    signal handlers. The handlers of other signals that raise KeyboardInterrupt work as Ctrl-C does.
     """
     kernels, failures = [], []
     ready = threading.Event()  # a kernel that is interrupted while it starts would leave nbclient waiting for it
+    done = (
+        threading.Event()
+    )  # Thread.join, once interrupted, calls a running thread finished: python/cpython issue 90882
 
     class Manager(AsyncKernelManager):
         def __init__(self, **options):
@@ -106,16 +107,17 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             work(kernel_manager_class=Manager, on_notebook_start=lambda **_: ready.set())
         except BaseException as error:
             failures.append(error)
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=thread, daemon=True)  # a second Ctrl-C ends us, and the kernel with us
-    worker.start()
+    threading.Thread(target=thread, daemon=True).start()  # daemon: a second Ctrl-C ends us, and the kernel with us
     try:
-        worker.join()
+        done.wait()
     except KeyboardInterrupt as interrupt:
-        while ready.is_set() and worker.is_alive():
+        while ready.is_set() and not done.is_set():
             with suppress(RuntimeError):  # the kernel has just ended
                 asyncio.run(kernels[0].interrupt_kernel())
-            worker.join(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
+            done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
         raise Interrupted(f"{name}: interrupted; the same command goes on where it stopped") from interrupt
     if failures:
         raise failures[0]

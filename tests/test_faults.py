@@ -86,6 +86,22 @@ def test_a_run_folder_that_vanishes_is_one_line(tmp_path):
 
 
 @posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_loaded_is_one_line(tmp_path, number):
+    code = "import sys; from transformnet_lib.cli import main; print('ready', flush=True); sys.argv[1:] = ['compare', "
+    code += "'--run-dir', 'r']; main()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    libraries = Path(f"/proc/{process.pid}/maps")
+    while libraries.exists() and "libtorch_python" not in libraries.read_text():
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told.strip()) == (128 + number, "interrupted")
+
+
+@posix
 def test_a_killed_kernel_is_one_line_and_the_same_command_goes_on(tmp_path):
     make_images(tmp_path)
     process = start(tmp_path, COMMANDS["train"])

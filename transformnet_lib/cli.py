@@ -276,11 +276,16 @@ def main() -> None:
     def stop(number: int, frame) -> None:
         nonlocal received
         received = number
+        if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+            # torch's C++ aborts with a page of text at an exception in its import, when nothing is written yet
+            os.write(2, b"interrupted\n")
+            os._exit(128 + number)
         raise KeyboardInterrupt
 
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has one of them; nohup has the other ignored
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:
-            signal.signal(getattr(signal, name), stop)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has two of them
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+            signal.signal(number, stop)
     try:
         app()
     except Interrupted as error:

@@ -11,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install report study test notebooks lab tensorboard clean
+.PHONY: install report study test soak notebooks lab tensorboard clean
 .DEFAULT_GOAL := report
 
 install: .venv/installed
@@ -42,6 +42,9 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+soak: install
+	$(BIN)/python tests/soak.py
 
 notebooks: install
 	$(BIN)/python -m transformnet_lib.refresh

@@ -69,3 +69,10 @@ def test_readme_names_only_files_and_commands_that_exist():
         assert re.search(rf"^([a-z]+ )*{target}( [a-z]+)*:", makefile, re.MULTILINE), target
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).exists(), link
+
+
+def test_reliability_names_only_tests_that_exist():
+    text = (ROOT / "docs/reliability.md").read_text()
+    tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named and {name for name in named if f"def {name}(" not in tests} == set()

@@ -1,19 +1,15 @@
 """The whole, as a user runs it: the command line makes runs and report; papermill and nbconvert work by themselves."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import bs4
 import nbformat
 import pypdf
 import pytest
-from conftest import BIN, command
+from conftest import command
 
 from transformnet_lib import Run, paper
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
@@ -160,37 +156,6 @@ def test_papermill_and_nbconvert_work_by_themselves(tmp_path):
         done = command("jupyter", "nbconvert", "--to", f"transformnet-{name}", notebook, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert notebook.with_suffix(f".{name}").stat().st_size > 10_000
-
-
-def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
-    arguments = [
-        BIN / "transformnet",
-        "train",
-        "--run-dir",
-        "r",
-        "--device",
-        "cpu",
-        "--data",
-        "photos",
-        "--limit",
-        "5000",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # A process group of its own, as a terminal gives it
-    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment,
-                          start_new_session=True) as process:  # fmt: skip
-        while not (tmp_path / "r/history.csv").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert told.replace("\r", "\n").splitlines()[-1] == "train: interrupted; the same command goes on where it stopped"
-    assert "Traceback" not in told
-    stage = Run(tmp_path / "r").info["stages"]["train"]
-    assert stage["status"] == "failed" and "interrupted" in stage["why"]
-    assert subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True).returncode == 0
-    Run(tmp_path / "r").require("train")
 
 
 def test_a_title_that_cannot_be_set_is_refused_before_the_work(tmp_path):

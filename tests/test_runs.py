@@ -3,6 +3,7 @@
 import csv
 import gc
 import io
+import itertools
 import json
 import math
 import os
@@ -10,8 +11,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +29,15 @@ from hypothesis import strategies as st
 from transformnet_lib import runs
 from transformnet_lib.errors import RunError
 from transformnet_lib.pipeline import Pipeline
-from transformnet_lib.runs import HISTORY_COLUMNS, Run, describe_images, open_run, open_runs, write_atomic
+from transformnet_lib.runs import (
+    HISTORY_COLUMNS,
+    Run,
+    describe_images,
+    open_run,
+    open_runs,
+    write_atomic,
+    write_together,
+)
 
 CPU = torch.device("cpu")
 PARAMETERS = {"lr": 0.002, "seed": 0, "pipeline": Pipeline().to_dict()}
@@ -237,6 +248,135 @@ def test_force_on_train_drops_all_that_builds_on_it(made):
     assert record(made)["parameters"]["seed"] == 1
 
 
+class Killed(BaseException):
+    """Nothing in the library catches it."""
+
+
+def force_train(run: Run, error: BaseException | None = None, seed: int = 1, file: bytes = HISTORY) -> None:
+    """Make the training anew, other than `make`'s; it writes a file, and then ends or fails."""
+    with run.stage("train", PARAMETERS | {"seed": seed}, images=images(), device=CPU, force=True) as results:
+        if not (run.path / "checkpoint.pt").exists():
+            run.write("checkpoint.pt", b"epoch 1")
+        if error:
+            raise error
+        run.write("history.csv", file)
+        run.write("weights.pt", weights_file())
+        results["answer"] = 43
+
+
+@pytest.mark.parametrize("error", [RunError("no space left"), KeyboardInterrupt(), Killed()])
+def test_old_results_stay_until_a_forced_stage_is_complete(made, error, monkeypatch):
+    before = {path: content for path, content in listing(made.path).items() if path.is_file()}
+    with pytest.raises(type(error)), monkeypatch.context() as patch:
+        if isinstance(error, Killed):  # who is killed writes no more
+            patch.setattr(Run, "_write_info", lambda run, info, write=Run._write_info: (
+                write(run, info) if info["stages"]["train"]["status"] == "started" else None))  # fmt: skip
+        force_train(made, error)
+    assert {path: listing(made.path)[path] for path in before} == before
+    made.require("train", "compare")
+    assert made.path.name == "made"
+
+
+@pytest.mark.parametrize(
+    ("error", "seed", "left"),
+    [
+        (KeyboardInterrupt(), 1, b"epoch 1"),
+        (KeyboardInterrupt(), 2, None),  # another training: what is left belongs to the one before
+        (RunError("the loss is nan"), 1, None),  # it would only fail again
+    ],
+)
+def test_a_forced_stage_that_was_stopped_goes_on_when_it_is_forced_again(made, error, seed, left):
+    with pytest.raises(type(error)):
+        force_train(made, error)
+    with made.stage("train", PARAMETERS | {"seed": seed}, images=images(), device=CPU, force=True):
+        assert made.path.name == ".train.anew"
+        file = made.path / "checkpoint.pt"
+        assert (file.read_bytes() if file.exists() else None) == left
+    assert record(made)["parameters"]["seed"] == seed and set(made.info["stages"]) == {"train"}
+    assert not list(made.path.glob(".train*"))
+
+
+def test_a_forced_stage_does_not_go_on_with_another_training(made):
+    def compare(error=None):
+        with made.stage("compare", {"indices": [2]}, images=images("test"), device=CPU, force=True) as results:
+            left = (made.path / "examples.npz").exists()
+            made.write("examples.npz", arrays_file())
+            if error:
+                raise error
+            results |= {"test_mse": 0.1, "max_error": 0.1}
+            return left
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        compare(KeyboardInterrupt())
+    force_train(made)
+    assert compare() is False
+
+
+@pytest.mark.parametrize("killed_before", range(20))  # 0: the new record is written; 19: the last folder is removed
+def test_a_kill_while_a_stage_takes_the_olds_place_is_made_good_by_the_next_command(tmp_path, killed_before):
+    run = make(tmp_path / "run")
+    (run.path / "tensorboard").mkdir()
+    (run.path / "tensorboard" / "old").write_text("x")
+    file, calls = HISTORY.replace(b"0.25", b"0.125"), itertools.count()
+
+    def until(real):
+        def step(*arguments, **options):
+            if next(calls) == 5 + killed_before:  # the five before are of the stage itself
+                raise Killed
+            return real(*arguments, **options)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        for owner, name in ((os, "replace"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
+            patch.setattr(owner, name, until(getattr(owner, name)))
+        force_train(run, file=file)
+    with suppress(RunError):  # not complete, just then
+        assert run.history()["train_mse"].tolist() in ([0.5, 0.25], [0.5, 0.125])
+    do(run, "compare")
+    assert run.history()["train_mse"].tolist() == [0.5, 0.125 if killed_before else 0.25]
+    assert record(run)["parameters"]["seed"] == (1 if killed_before else 0)
+    if killed_before:
+        assert not (run.path / "tensorboard").exists() and not list(run.path.glob(".train*"))
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"format": 2, "stages": {"train": 3}}'])
+def test_a_damaged_folder_of_a_forced_stage_is_made_anew(made, damage):
+    with pytest.raises(KeyboardInterrupt):
+        force_train(made, KeyboardInterrupt())
+    (made.path / ".train.anew" / "run.json").write_bytes(damage)
+    force_train(made)
+    assert record(made)["parameters"]["seed"] == 1
+
+
+def test_what_a_killed_process_had_begun_to_write_is_cleared_away_by_the_next_command(made):
+    (made.path / ".history.csv.x1y2.part").write_bytes(b"half")
+    (made.path / "mine.part").write_bytes(b"not ours")
+    do(made, "benchmark", {}, files={"benchmark.csv": b"x"})
+    assert not (made.path / ".history.csv.x1y2.part").exists() and (made.path / "mine.part").exists()
+
+
+def test_files_written_together_are_all_new_or_all_old(tmp_path, monkeypatch):
+    files = {tmp_path / "page": b"new", tmp_path / "pdf": b"new"}
+    for file in files:
+        file.write_bytes(b"old")
+    fsync, calls = os.fsync, itertools.count()
+
+    def full(handle):
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        write_together(files)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(files, b"old")
+    write_together(files)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
 @pytest.mark.parametrize("results", [{}, {"test_mse": "low", "max_error": 0.1}, {"test_mse": 0.1, "max_error": None}])
 def test_a_comparison_without_its_numbers_is_refused(made, results):
     info = made.info
@@ -390,6 +530,13 @@ def test_a_run_is_written_by_one_process_and_a_killed_stage_can_be_made(tmp_path
     assert "stage train is not complete (it was interrupted)" in refusal(run.history)
     assert "stage train is not complete" in refusal(lambda: do(run, "compare"))
     assert do(run, "train") and run.has("train")
+
+
+def test_a_command_waits_for_the_kernel_of_one_that_was_killed(tmp_path, holder):
+    ending = threading.Timer(0.5, holder.kill)
+    ending.start()
+    assert do(Run(tmp_path / "held"), "train")
+    ending.join()
 
 
 def test_a_run_can_be_read_while_it_is_written(made):

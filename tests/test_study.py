@@ -1,6 +1,8 @@
 """The stage `study`: many seeds, other libraries, cost over size."""
 
+import dataclasses
 import importlib.util
+import itertools
 import math
 import sys
 
@@ -143,6 +145,47 @@ def test_a_peer_row_has_its_spread_speedup_and_difference(exact, test_set):
     for _, row in rows[rows["reason"] == ""].iterrows():
         assert row["seconds"] == pytest.approx(np.mean(list(map(float, row["raw_seconds"].split()))))
         assert row["speedup"] == pytest.approx(rows.loc[BASELINE, "seconds"] / row["seconds"])
+
+
+@pytest.mark.parametrize("which", [BASELINE, "Pillow, image by image"])
+def test_a_peer_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_others_go_on(
+    which, exact, test_set, monkeypatch
+):
+    def prepare(images, pipeline, device):
+        calls = itertools.count()
+
+        def work():
+            if next(calls) == 2:  # the first is to check the output, the second the first repeat
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore")
+            return [pipeline(to_float(images))]
+
+        return work
+
+    ways = [dataclasses.replace(way, prepare=prepare) if way.name == which else way for way in PEERS]
+    monkeypatch.setattr(peers, "PEERS", tuple(ways))
+    table = study_peers(exact, test_set.images[:50], repeats=3).set_index("name")
+    assert table.loc[which, "reason"] == "not measured: CUDA out of memory. Tried to allocate 20.00 GiB."
+    assert math.isnan(table.loc[which, "seconds"]) and table.loc[which, "raw_seconds"] == ""
+    others = table.drop(which)
+    assert (others["repeats"] == 3).all() and (others["reason"] == "").all()
+    assert others["speedup"].isna().all() == (which == BASELINE)
+
+
+def test_a_size_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_others_go_on(
+    exact, test_set, monkeypatch
+):
+    calls = itertools.count()
+
+    def batched(*arguments, **options):
+        if next(calls) == 1:
+            raise MemoryError
+        return 0.5
+
+    monkeypatch.setattr(sizes, "batched_pass", batched)
+    table = study_sizes(exact, test_set.images[:50], sizes=[50], repeats=3).set_index("way")
+    assert table.loc["batched", "reason"] == "not measured: MemoryError"
+    assert math.isnan(table.loc["batched", "seconds"])
+    assert (table.drop("batched")["repeats"] == 3).all()
 
 
 def test_a_peer_that_is_not_installed_and_a_device_that_is_not_there_say_so(exact, test_set, monkeypatch):

@@ -459,10 +459,10 @@ def test_an_interrupted_benchmark_goes_on_behind_the_last_group(run, test_set, t
     monkeypatch.setattr(timing.Bench, "measure", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         benchmark_run(mine, test_set, **options)
-    before = (mine.path / "benchmark.csv").read_text()
-    assert mine.info["stages"]["benchmark"]["status"] == "failed"
+    before = (mine.path / ".benchmark.anew" / "benchmark.csv").read_text()
+    assert Run(mine.path / ".benchmark.anew").record("benchmark")["status"] == "failed"
     assert before.count("\n") == 1 + sum(map(len, groups[:2]))
-    table = benchmark_run(mine, test_set, **SMALL)
+    table = benchmark_run(mine, test_set, **options)
     assert (mine.path / "benchmark.csv").read_text().startswith(before)
     assert groups[3] == groups[2]  # the one that was interrupted, again
     rows = [Setting(*row) for row in table[list(Setting.__dataclass_fields__)].itertuples(index=False)]

@@ -5,6 +5,7 @@ the notebook's default; only `limit` differs: a notebook's own default is a quic
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -197,22 +198,23 @@ def report(
     ):
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
-    from .report import check_front, make_report, make_runs
+    from .report import check_front, forced_done, make_report, make_runs
     from .sizes import SIZES
 
     check_front(title, author)
-    if not run:
-        run = make_runs(
-            device or [],
-            runs_dir,
-            **given(presets=preset),
-            train={"data": "auto", "limit": None} | made_with,
-            benchmark=full_sweep() | given(repeats=repeats),
-            study={"seeds": 20, "sizes": list(SIZES)} if study else None,
-            force=force,
-        )
-    for file in make_report(run, out, title=title, author=author):
+    made = run or make_runs(
+        device or [],
+        runs_dir,
+        **given(presets=preset),
+        train={"data": "auto", "limit": None} | made_with,
+        benchmark=full_sweep() | given(repeats=repeats),
+        study={"seeds": 20, "sizes": list(SIZES)} if study else None,
+        force=force,
+    )
+    for file in make_report(made, out, title=title, author=author):
         typer.echo(file)
+    if not run:
+        forced_done(runs_dir)
 
 
 @app.command()
@@ -264,12 +266,36 @@ def cifar10(data_path: Annotated[Path, typer.Option(help="The folder to put it i
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line on stderr and exit status 1."""
+    """Run the command line.
+
+    An error of ours is one line on stderr and exit status 1. SIGTERM, and the SIGHUP of a closed terminal, work as
+    Ctrl-C does: what is finished is saved, and the exit status is 128 + the signal's number, as shells say it.
+    """
+    received = signal.SIGINT
+
+    def stop(number: int, frame) -> None:
+        nonlocal received
+        received = number
+        if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+            # torch's C++ aborts with a page of text at an exception in its import, when nothing is written yet
+            os.write(2, b"interrupted\n")
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has two of them
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+            signal.signal(number, stop)
     try:
         app()
     except Interrupted as error:
         typer.echo(f"\n{error}", err=True)
-        sys.exit(130)  # 128 + SIGINT, as shells say it
+        sys.exit(128 + received)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer's, for one that came while no notebook was executed
+            typer.echo("\ninterrupted", err=True)
+            sys.exit(128 + received)
+        raise
     except TransformnetError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

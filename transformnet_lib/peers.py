@@ -6,6 +6,7 @@ largest difference from the ground truth, since "the same pipeline" is not the s
 """
 
 import importlib.util
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .errors import ParameterError
 from .machine import available_devices, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
-from .timing import NOT_MEASURED, float32_exactly, floor_pass, not_measured, prepare_pass, spread
+from .timing import NOT_MEASURED, float32_exactly, floor_pass, not_measured, prepare_pass, spread, take_turns
 
 BATCH_SIZE = 512  # images; where there are batches
 
@@ -126,7 +127,8 @@ def study_peers(
     """Time every peer, the model's fast path and the floor on `images`, uint8 (n, 3, h, w): a row each a device.
 
     Columns: `PEER_COLUMNS`. All take turns, repeat by repeat. Where a device is not the CPU, rows include the copy to
-    it; one more has the images on it already. A peer that is not installed keeps its row, with the reason.
+    it; one more has the images on it already. A row that cannot be measured, since the peer is not installed or the
+    device runs out of memory, stays with the reason and without a time.
     """
     pipeline = model.pipeline
     with torch.inference_mode():
@@ -145,11 +147,10 @@ def study_peers(
                 except NOT_MEASURED as error:
                     row["reason"] = not_measured(error)
         for _ in tqdm(range(repeats), desc="peers", unit="round", leave=False):
-            for _, run_pass, seconds in passes:
-                seconds.append(run_pass())
+            take_turns(passes)
     for row, _, seconds in passes:
         row |= spread(seconds)
-    (baseline,) = [row["seconds"] for row, _, _ in passes if row["name"] == BASELINE]
+    baseline = next((row["seconds"] for row, _, _ in passes if row["name"] == BASELINE), math.nan)
     for row, _, _ in passes:
         row["speedup"] = baseline / row["seconds"]
     return pd.DataFrame(rows).reindex(columns=list(PEER_COLUMNS)).fillna({"repeats": 0, "raw_seconds": ""})

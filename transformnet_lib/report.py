@@ -7,8 +7,11 @@ papermill's own metadata alone can say "completed" after a dead kernel.
 import asyncio
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
@@ -20,10 +23,11 @@ from papermill.exceptions import PapermillException, PapermillExecutionError
 
 from . import errors
 from .data import check_source
-from .errors import ExportError, Interrupted, NotebookError, ParameterError
+from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
 from .export import HTMLReportExporter, PDFReportExporter
+from .findings.text import listed
 from .machine import available_devices, resolve_device
-from .runs import Run, open_runs, shipped_runs, write_atomic
+from .runs import Run, drop_leftovers, locked, now, open_runs, shipped_runs, write_atomic, write_together
 from .timing import check_sweep
 from .training import TrainConfig
 
@@ -31,6 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 KERNEL_ARGUMENTS = ["--log-level=40"]  # errors only; else each start warns that it listens on a local port
 STAGES = ("train", "compare", "benchmark")
+LOCK = ".command.lock"  # of a folder in which a command executes notebooks; the kernels lock the run itself
+FORCED = ".forced.json"  # in the folder of runs: the command that makes them anew, and since when, until it ends
+INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
 
 
@@ -70,10 +77,11 @@ def execute(name: str, output: Path, parameters: dict) -> None:
         raise NotebookError(f"{name}: {reason} (see {unfinished})") from error
     except DeadKernelError as error:
         raise NotebookError(f"{name}: the kernel died (out of memory, or killed); see {unfinished}") from error
-    except (PapermillException, TimeoutError) as error:
+    except (PapermillException, TimeoutError, RuntimeError) as error:  # a kernel that does not start is the last
         raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
-        raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror})") from error
+        print(file=sys.stderr)  # papermill leaves its progress bar on the line
+        raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror or error})") from error
     check_executed(unfinished)
     unfinished.replace(output)
 
@@ -82,10 +90,12 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
     """Call `work` with options for nbclient; Ctrl-C then interrupts the running cell, as JupyterLab's button does.
 
     So the cell can save what it has. In the main thread nbclient would kill the kernel instead; in another it sets no
-    signal handlers.
+    signal handlers. The handlers of other signals that raise KeyboardInterrupt work as Ctrl-C does.
     """
     kernels, failures = [], []
     ready = threading.Event()  # a kernel that is interrupted while it starts would leave nbclient waiting for it
+    # Not Thread.join, which once interrupted calls a running thread finished: python/cpython issue 90882
+    done = threading.Event()
 
     class Manager(AsyncKernelManager):
         def __init__(self, **options):
@@ -97,15 +107,17 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             work(kernel_manager_class=Manager, on_notebook_start=lambda **_: ready.set())
         except BaseException as error:
             failures.append(error)
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=thread, daemon=True)  # a second Ctrl-C ends us, and the kernel with us
-    worker.start()
+    threading.Thread(target=thread, daemon=True).start()  # daemon: a second Ctrl-C ends us, and the kernel with us
     try:
-        worker.join()
+        done.wait()
     except KeyboardInterrupt as interrupt:
-        if ready.is_set():
-            asyncio.run(kernels[0].interrupt_kernel())
-            worker.join()
+        while ready.is_set() and not done.is_set():
+            with suppress(RuntimeError):  # the kernel has just ended
+                asyncio.run(kernels[0].interrupt_kernel())
+            done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
         raise Interrupted(f"{name}: interrupted; the same command goes on where it stopped") from interrupt
     if failures:
         raise failures[0]
@@ -121,10 +133,37 @@ def check_executed(path: Path) -> None:
             raise NotebookError(f"{path}: code cell {i} of {len(cells)} failed")
 
 
+def check_stage(name: str, parameters: dict) -> None:
+    """Refuse what can be told by the parameters of a stage, before a kernel starts and anything is written."""
+    if name == "train":
+        resolve_device(parameters.get("device", "auto"))
+        configs = {field.name: parameters[field.name] for field in fields(TrainConfig) if field.name in parameters}
+        TrainConfig.from_preset(**{"preset": "paper"} | configs)
+        check_source(parameters["data"], parameters.get("data_path", "data"), limit=parameters["limit"])
+    if name == "benchmark":
+        names = ("batch_sizes", "small_batch_sizes", "num_workers", "repeats")
+        check_sweep(**{name: parameters[name] for name in names})
+
+
 def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
-    """Execute the notebook of one stage into its run directory, and make sure that the stage is complete."""
-    execute(name, run_dir / f"{name}.ipynb", {"run_dir": str(run_dir), **parameters})
-    Run(run_dir).require(name)
+    """Execute the notebook of one stage into its run directory, and make sure that the stage is complete.
+
+    A stage whose work was done just now, but whose notebook did not run to its end, is marked failed.
+    """
+    check_stage(name, parameters)
+    run = Run(run_dir)
+    if name != "train":
+        run.require("train")
+    with locked(run_dir, LOCK):
+        before = run.record(name)
+        try:
+            execute(name, run_dir / f"{name}.ipynb", {"run_dir": str(run_dir), **parameters})
+        except (NotebookError, Interrupted) as error:
+            with suppress(RunError):  # the run cannot be written, or is gone: the first error is the one to tell
+                if run.record(name):
+                    run.retract(name, before, f"interrupted: {error}" if isinstance(error, Interrupted) else str(error))
+            raise
+        run.require(name)
 
 
 def export(notebook: Path, out_dir: Path) -> list[Path]:
@@ -137,13 +176,16 @@ def export(notebook: Path, out_dir: Path) -> list[Path]:
     bodies = {name: exporter().from_filename(str(notebook))[0] for name, exporter in EXPORTERS.items()}
     if (found := _numbers(notebook)) is not None:
         bodies["json"] = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    files = [out_dir / f"{notebook.stem}.{name}" for name in bodies]
-    for file, body in zip(files, bodies.values(), strict=True):
-        try:
-            write_atomic(file, body if isinstance(body, bytes) else body.encode())
-        except OSError as error:
-            raise ExportError(f"{file}: cannot be written ({error.strerror})") from error
-    return files
+    contents = {
+        out_dir / f"{notebook.stem}.{name}": body if isinstance(body, bytes) else body.encode()
+        for name, body in bodies.items()
+    }
+    try:
+        write_together(contents)
+    except OSError as error:
+        names = listed([file.name for file in contents])
+        raise ExportError(f"{out_dir}: {names} cannot be written ({error.strerror}); old ones are kept") from error
+    return list(contents)
 
 
 def _numbers(notebook: Path) -> dict | None:
@@ -168,17 +210,12 @@ def make_runs(
     """Make the report's runs: for each device `<runs_dir>/<device>` of the first preset, `<device>-<preset>` of others.
 
     The first has the stages train, compare, benchmark and, unless None, study; the others train and compare. What is
-    complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters. A shipped run that
-    shows a kind of device which is not here is added to what is returned.
+    complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters. With `force` all are
+    made anew; if that is stopped, the same call goes on with it until `forced_done` is called. A shipped run that shows
+    a kind of device which is not here is added to what is returned.
     """
-    # Refuse before the first long stage what can be told by then
     devices = [str(resolve_device(device)) for device in devices] or available_devices()
-    configs = {name: train[name] for name in ("seed", "epochs") if name in train}
-    for preset in presets:
-        TrainConfig.from_preset(preset, **configs)
-    check_source(train["data"], train.get("data_path", "data"), limit=train["limit"])
-    check_sweep(**benchmark)
-    run_dirs = []
+    todo, run_dirs = [], []
     for device in devices:
         # Where there is no CUDA device the CPU's run says so, row by row.
         timed = [device] + ["cuda"] * (device == "cpu" and "cuda" not in available_devices())
@@ -192,10 +229,39 @@ def make_runs(
                 "benchmark": {"devices": timed, **benchmark},
                 "study": study,
             }
-            for stage in stages:
-                run_stage(stage, run_dir, of_stage[stage] | {"force": force})
+            todo += [(stage, run_dir, of_stage[stage]) for stage in stages]
             run_dirs.append(run_dir)
+    for stage, _, parameters in todo:
+        check_stage(stage, parameters)  # before the first long one
+    since = forced_since(runs_dir, [[stage, str(run_dir), asked] for stage, run_dir, asked in todo]) if force else ""
+    for stage, run_dir, parameters in todo:
+        record = Run(run_dir).record(stage)
+        run_stage(stage, run_dir, parameters | {"force": force and (record is None or record["started"] < since)})
     return [*run_dirs, *(run.path for run in shipped_runs(list(map(Run, run_dirs))))]
+
+
+def forced_since(runs_dir: Path, request: list) -> str:
+    """When this command was first given, if it was stopped before its end (`forced_done`), else now.
+
+    What was started since then it has made anew already.
+    """
+    note = runs_dir / FORCED
+    with suppress(OSError, ValueError, TypeError, KeyError):  # no such command, or not to be read
+        known = json.loads(note.read_text())
+        if known["request"] == request and type(known["since"]) is str:
+            return known["since"]
+    since = now()
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps({"request": request, "since": since}).encode())
+    except OSError as error:
+        raise RunError(f"{note}: cannot be written ({error.strerror})") from error
+    return since
+
+
+def forced_done(runs_dir: Path) -> None:
+    """Note that a command has made its runs and its report: forced again, it makes all anew."""
+    (runs_dir / FORCED).unlink(missing_ok=True)
 
 
 def check_front(title: str | None, author: str | None) -> None:
@@ -214,5 +280,7 @@ def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, a
             runs[0].require(stage)
     notebook = out_dir / "report.ipynb"
     named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
-    execute("report", notebook, {"runs": [str(run.path) for run in runs], **named})
-    return export(notebook, out_dir)
+    with locked(out_dir, LOCK):
+        drop_leftovers(out_dir)
+        execute("report", notebook, {"runs": [str(run.path) for run in runs], **named})
+        return export(notebook, out_dir)

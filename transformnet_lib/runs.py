@@ -14,7 +14,7 @@ import time
 import weakref
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +33,7 @@ MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, so a larger one is ref
 REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs that are shipped with the project
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
 LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
+PART = ".part"  # how the name of a file ends that is still being written
 
 # What each stage writes, and so what goes when the stage is made anew. A stage builds on those before it.
 STAGE_FILES = {
@@ -120,17 +121,52 @@ check_schema = fastjsonschema.compile(SCHEMA)
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` whole or not at all: beside it, flushed to the disk, then renamed over it."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_together({path: content})
+
+
+def write_together(contents: dict[Path, bytes]) -> None:
+    """Write files whole, and all or none of them: all beside their places, flushed to the disk, before one is renamed.
+
+    A process that is killed meanwhile may leave what it wrote beside them; `drop_leftovers` clears that away.
+    """
+    beside = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp's 0600 would keep colleagues from reading a shared run
-        os.replace(beside, path)
+        for path, content in contents.items():
+            handle, beside[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside[path], 0o644)  # mkstemp's 0600 would keep colleagues from reading a shared run
+        for path in contents:
+            os.replace(beside[path], path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        for left in beside.values():
+            Path(left).unlink(missing_ok=True)
         raise
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Delete what killed processes had begun to write in `folder`; for whoever alone writes there."""
+    for left in folder.glob(f".*{PART}"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock `name` of `folder`, which is made if need be; RunError if another process holds it."""
+    lock = filelock.FileLock(folder / name, timeout=LOCK_SECONDS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RunError(f"{folder}: in use by another command; wait for it, or take another folder") from error
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def reference_run() -> "Run":
@@ -148,11 +184,16 @@ def open_run(run_dir: str) -> "Run":
     run = Run(scratch / reference.path.name)
     weakref.finalize(run, shutil.rmtree, scratch, ignore_errors=True)
     run.path.mkdir()
-    for file in ("history.csv", "weights.pt"):
-        shutil.copy(reference.path / file, run.path)
-    info = reference.info
-    run._write_info(info | {"stages": {"train": info["stages"]["train"]}})
+    _copy_training(reference, run)
     return run
+
+
+def _copy_training(source: "Run", target: "Run") -> None:
+    """What the stages after `train` read of a run, into an empty folder."""
+    for file in ("history.csv", "weights.pt"):
+        shutil.copy(source.path / file, target.path)
+    info = source.info
+    target._write_info(info | {"stages": {"train": info["stages"]["train"]}})
 
 
 def open_runs(run_dirs: Sequence[str | Path]) -> "list[Run]":
@@ -279,6 +320,11 @@ class Run:
             if type(record.get("results", {}).get(number)) not in (int, float):
                 raise RunError(f"{self.path}/run.json: results of {name}: expected a number {number}")
         return record
+
+    def record(self, name: str) -> dict | None:
+        """What run.json says of a stage, complete or not; None if that is nothing, or damaged."""
+        with suppress(RunError):
+            return self.info["stages"].get(name)
 
     def require(self, *names: str) -> None:
         """Raise RunError unless all these stages are complete."""
@@ -413,72 +459,134 @@ class Run:
         Gives None where the stage is complete already with the same parameters and images. Otherwise gives a dict:
         what the body puts in it lands in run.json under "results" when the stage is complete. Whatever escapes the
         body marks the stage failed, with the reason, and goes on. Other parameters or images than those recorded are
-        a RunError, or with `force` the stage is made anew (and, if it is `train`, all that builds on it is dropped).
+        a RunError.
+
+        With `force` the stage is made anew, whatever the run holds. That happens in a folder of its own,
+        `.<name>.anew`, which `path` names meanwhile. When the stage is complete it takes the old one's place, and if it
+        is `train`, all that was built on the old one goes too; until then the old results stay, also if the new stage
+        fails. One that was stopped goes on there when it is forced again with the same parameters and images.
         """
         if type(force) is not bool:  # papermill's -p turns "no" into a true string
             raise ParameterError(f"force: expected True or False, got {force!r}")
         parameters = json.loads(json.dumps(parameters))  # as they will be read back
         with self._lock():
+            self._finish_exchange()
             if name != "train":
                 self.require("train")
-            if force:
-                self._discard(name)
-            info = self.info
-            record = info["stages"].get(name)
-            if record:
-                self._refuse_if_other(name, record, parameters, images)
-                if record["status"] == "complete":
-                    yield None
-                    return
-            elif left := [file for file in STAGE_FILES[name] if (self.path / file).exists()]:
-                raise RunError(  # work of an unknown origin must not be continued
-                    f"{self.path}: holds {', '.join(left)}, but no record of the stage {name}; "
-                    "take another run_dir, or force=True (--force) to make it anew"
-                )
-            seconds_before = record.get("seconds", 0) if record else 0
-            record = {
-                "status": "started",
-                "parameters": parameters,
-                "images": images,
-                "environment": environment(device),
-                "commit": git_commit(),
-                "started": _now(),
-                "seconds": seconds_before,
-            }
-            info["stages"][name] = record
-            self._write_info(info)
-            start, results = time.perf_counter(), {}
+            if not force:
+                with self._doing(name, parameters, images, device) as results:
+                    yield results
+                return
+            place, self.path = self.path, self._begin_anew(name, parameters, images)
             try:
-                yield results
-                record |= {"status": "complete", "results": results}
-            except BaseException as error:
-                why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-                record |= {"status": "failed", "why": why[:2000]}
-                raise
+                with self._doing(name, parameters, images, device) as results:
+                    yield results
             finally:
-                record |= {"finished": _now(), "seconds": seconds_before + time.perf_counter() - start}
-                self._write_info(info)
+                self.path = place
+            self._finish_exchange()
+
+    @contextmanager
+    def _doing(self, name: str, parameters: dict, images: dict, device: torch.device) -> Iterator[dict | None]:
+        """Do a stage in the folder that `path` names, recording how it went."""
+        info = self.info
+        record = info["stages"].get(name)
+        if record:
+            self._refuse_if_other(name, record, parameters, images)
+            if record["status"] == "complete":
+                yield None
+                return
+        elif left := [file for file in STAGE_FILES[name] if (self.path / file).exists()]:
+            raise RunError(  # work of an unknown origin must not be continued
+                f"{self.path}: holds {', '.join(left)}, but no record of the stage {name}; "
+                "take another run_dir, or force=True (--force) to make it anew"
+            )
+        seconds_before = record.get("seconds", 0) if record else 0
+        record = {
+            "status": "started",
+            "parameters": parameters,
+            "images": images,
+            "environment": environment(device),
+            "commit": git_commit(),
+            "started": now(),
+            "seconds": seconds_before,
+        }
+        info["stages"][name] = record
+        self._write_info(info)
+        start, results = time.perf_counter(), {}
+        try:
+            yield results
+            record |= {"status": "complete", "results": results}
+        except BaseException as error:
+            why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            record |= {"status": "failed", "why": why[:2000]}
+            raise
+        finally:
+            record |= {"finished": now(), "seconds": seconds_before + time.perf_counter() - start}
+            self._write_info(info)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        lock = filelock.FileLock(self.path / ".lock", timeout=LOCK_SECONDS)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise RunError(f"{self.path}: in use by another command; wait for it, or take another run_dir") from error
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from error
-        try:
+        with locked(self.path, ".lock"):
+            drop_leftovers(self.path)
             yield
-        finally:
-            lock.release()
+
+    def retract(self, name: str, before: dict | None, why: str) -> None:
+        """Mark a stage failed that was completed since its record was `before`: the notebook around it did not end."""
+        with self._lock():
+            info = self.info
+            record = info["stages"].get(name)
+            if record and record["status"] == "complete" and record != before:
+                del record["results"]
+                record |= {"status": "failed", "why": why}
+                self._write_info(info)
+
+    def _begin_anew(self, name: str, parameters: dict, images: dict) -> Path:
+        """The folder to make a stage anew in: as the same stage left it that was stopped, else fresh."""
+        anew = Run(self.path / f".{name}.anew")
+        try:
+            if not (anew._stopped(name, parameters, images) and (name == "train" or anew._trained_as(self))):
+                shutil.rmtree(anew.path, ignore_errors=True)
+                anew.path.mkdir()
+                if name != "train":
+                    _copy_training(self, anew)
+        except OSError as error:
+            raise RunError(f"{anew.path}: cannot be written ({error.strerror})") from error
+        return anew.path
+
+    def _stopped(self, name: str, parameters: dict, images: dict) -> bool:
+        """Whether this stage with the same parameters and images was killed or interrupted here."""
+        record = self.record(name)
+        stopped = record and (record["status"] == "started" or record.get("why", "").startswith("interrupted"))
+        return bool(stopped) and not self._differing(record, parameters, images)
+
+    def _trained_as(self, other: "Run") -> bool:
+        return self.record("train") == other.record("train")
+
+    def _finish_exchange(self) -> None:
+        """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that."""
+        for name in STAGE_FILES:
+            anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
+            if (anew.record(name) or {}).get("status") == "complete":
+                self._discard(name)
+                anew.path.rename(ready.path)  # from here on what lies in place is new
+            if record := ready.record(name):
+                for file in STAGE_FILES[name]:
+                    if (ready.path / file).exists():
+                        (ready.path / file).replace(self.path / file)
+                info = self.info
+                info["stages"][name] = record
+                self._write_info(info)
+            if ready.path.exists():
+                shutil.rmtree(ready.path)
+
+    def _differing(self, record: dict, parameters: dict, images: dict) -> str:
+        """What differs from a stage's record, in words; "" for nothing. The images' place does not count."""
+        same_images = record["images"]["fingerprint"] == images["fingerprint"]
+        old = record["parameters"] | {"images": _brief(record["images"])}
+        return differences(old, parameters | {"images": old["images"] if same_images else _brief(images)})
 
     def _refuse_if_other(self, name: str, record: dict, parameters: dict, images: dict) -> None:
-        same_images = record["images"]["fingerprint"] == images["fingerprint"]  # wherever they lie by now
-        old = record["parameters"] | {"images": _brief(record["images"])}
-        new = parameters | {"images": old["images"] if same_images else _brief(images)}
-        if differing := differences(old, new):
+        if differing := self._differing(record, parameters, images):
             raise RunError(
                 f"{self.path}: stage {name} was made with other parameters ({differing}); "
                 "take another run_dir, or force=True (--force) to make it anew"
@@ -526,5 +634,6 @@ def _brief(images: dict) -> str:
     return f"{images['count']} of {images['source']}, {images['fingerprint'][:8]}"
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, to the second, as run.json has it: such texts sort as the times do."""
     return datetime.now(UTC).isoformat(timespec="seconds")

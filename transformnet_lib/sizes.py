@@ -13,7 +13,16 @@ from tqdm import tqdm
 from .errors import ParameterError
 from .model import TransformNet
 from .pipeline import to_float
-from .timing import NOT_MEASURED, batched_pass, float32_exactly, not_measured, prepare_pass, sequential_pass, spread
+from .timing import (
+    NOT_MEASURED,
+    batched_pass,
+    float32_exactly,
+    not_measured,
+    prepare_pass,
+    sequential_pass,
+    spread,
+    take_turns,
+)
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)  # images
 SEQUENTIAL_LIMIT = 10_000  # images; more take minutes image by image and would say nothing new
@@ -47,7 +56,7 @@ def study_sizes(
         for size in tqdm(sorted(set(sizes)), desc="sizes", unit="size", leave=False):
             _forget_peak()
             whole, rest = divmod(size, len(images))
-            passes, found = {}, []
+            passes, found = [], []
             for way in ("sequential", "batched", "reference", "fast"):
                 if way == "sequential" and size > SEQUENTIAL_LIMIT:
                     continue
@@ -57,13 +66,12 @@ def study_sizes(
                 try:
                     parts = [(whole, _prepare(way, model, images, where))] if whole else []
                     parts += [(1, _prepare(way, model, images[:rest], where))] if rest else []
-                    passes[way] = (row, parts, [])
+                    passes.append((row, lambda parts=parts: _run(parts), []))
                 except NOT_MEASURED as error:
                     row["reason"] = not_measured(error)
             for _ in range(repeats):
-                for _, parts, seconds in passes.values():
-                    seconds.append(sum(run_pass() for times, run_pass in parts for _ in range(times)))
-            for row, _, seconds in passes.values():
+                take_turns(passes)
+            for row, _, seconds in passes:
                 row |= spread(seconds) | {"peak_mib": _peak_mib()}
             rows += found
     return pd.DataFrame(rows).reindex(columns=list(SIZE_COLUMNS))
@@ -73,6 +81,11 @@ def check_sizes(sizes: Sequence[int]) -> None:
     """ParameterError unless `sizes` are whole numbers from 1."""
     if not isinstance(sizes, list | tuple) or any(type(size) is not int or size < 1 for size in sizes):
         raise ParameterError(f"sizes: expected a list of whole numbers from 1, got {sizes!r}")
+
+
+def _run(parts: list[tuple[int, Callable[[], float]]]) -> float:
+    """Seconds of several timed passes, each run so many times."""
+    return sum(run_pass() for times, run_pass in parts for _ in range(times))
 
 
 def _prepare(way: str, model: TransformNet, images: Tensor, device: str) -> Callable[[], float]:

@@ -428,24 +428,19 @@ class Bench:
     def measure(self, group: list[Setting]) -> list[dict]:
         """Measure the rows of one group, taking turns with each other and the baseline."""
         load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # Windows has none
-        passes, facts = {}, {}
+        passes, facts = [], {}
         raw_seconds: dict[Setting, list[float]] = {setting: [] for setting in group}
         for setting in group:
             facts[setting] = {"threads": torch.get_num_threads(), "load_average": load_average}
             try:
-                passes[setting] = self.prepare(setting, facts[setting])
+                passes.append((facts[setting], self.prepare(setting, facts[setting]), raw_seconds[setting]))
             except NOT_MEASURED as error:
                 facts[setting]["reason"] = not_measured(error)
         baseline, sequential_seconds = self.floats[:SEQUENTIAL_IMAGES], []
         for _ in range(self.repeats if passes else 0):
             sequential_seconds.append(sequential_pass(self.model.pipeline, baseline))
-            for setting in list(passes):
-                try:
-                    raw_seconds[setting].append(passes[setting]())
-                except NOT_MEASURED as error:  # out of memory, or the device is gone
-                    facts[setting]["reason"] = not_measured(error)
-                    del passes[setting]
-        for setting in passes:
+            take_turns(passes)
+        for setting in (setting for setting in group if "reason" not in facts[setting]):
             facts[setting]["clock_mhz"] = clock_mhz(resolve_device(setting.device))
             per_image = statistics.median(sequential_seconds) / len(baseline)
             facts[setting]["sequential_seconds_per_image"] = per_image
@@ -484,6 +479,17 @@ class Bench:
 def not_measured(error: Exception) -> str:
     """The reason in a row without a time: one line, and not endless."""
     return f"not measured: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
+
+
+def take_turns(passes: list[tuple[dict, Callable[[], float], list[float]]]) -> None:
+    """Run each pass (row, pass, seconds so far) once; one that fails leaves the list, and its row gets the reason."""
+    for each in list(passes):
+        row, run_pass, seconds = each
+        try:
+            seconds.append(run_pass())
+        except NOT_MEASURED as error:  # out of memory, or the device is gone
+            row["reason"] = not_measured(error)
+            passes.remove(each)
 
 
 @contextmanager

@@ -1,0 +1,365 @@
+"""What goes wrong around a command: it says so in one line, and what was finished stays. docs/reliability.md lists it.
+
+The longer form of the first test is `make soak`.
+"""
+
+import ctypes
+import functools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil
+import pytest
+from soak import COMMANDS, RUN, Soak, make_images
+
+from transformnet_lib import CustomDataset, Run, TrainConfig, report, runs, train
+from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
+from transformnet_lib.report import export, forced_done, forced_since, make_report, make_runs, run_stage
+from transformnet_lib.runs import locked, reference_run
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
+TRAIN = {"device": "cpu", "data": "photos", "limit": 300}
+
+
+def images(folder: Path) -> CustomDataset:
+    return CustomDataset(data=f"folder:{folder / 'images'}", train=True)
+
+
+@posix
+def test_faults_at_random_moments_of_a_training_lose_nothing(tmp_path):
+    calm, folder = tmp_path / "calm", tmp_path / "disturbed"
+    for place in (calm, folder):
+        make_images(place)
+    train(images(calm), TrainConfig(device="cpu", batch_size=4), run=Run(calm / RUN))
+    soak = Soak(folder, calm, seed=0)
+    work = Run(calm / RUN).stage_info("train")["seconds"]
+    soak.disturb("train", 3, duration=None, work=work)
+    assert (soak.faults.total(), soak.lost) == (3, 0)
+
+
+# Commands in trouble
+
+
+def refused(process: subprocess.Popen) -> str:
+    """The one line with which a command ended that failed."""
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1, told
+    assert "Traceback" not in told
+    last = told.replace("\r", "\n").strip().splitlines()[-1].strip()
+    assert last.startswith("error: ")
+    return last
+
+
+def start(folder: Path, arguments: str, before=None) -> subprocess.Popen:
+    program = Path(sys.executable).parent / "transformnet"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [program, *arguments.split()], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment, preexec_fn=before,
+    )  # fmt: skip
+
+
+def until(process: subprocess.Popen, file: Path) -> None:
+    while not file.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+@posix
+def test_a_run_folder_that_vanishes_is_one_line(tmp_path):
+    make_images(tmp_path)
+    process = start(tmp_path, COMMANDS["train"])
+    until(process, tmp_path / "r/checkpoint.pt")
+    (tmp_path / "r").rename(tmp_path / "elsewhere")
+    assert "r/train.ipynb: cannot be written (output folder r doesn't exist.)" in refused(process)
+    assert not (tmp_path / "r").exists()
+    assert Run(tmp_path / "elsewhere").read_torch("checkpoint.pt")["history"]
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_loaded_ends_the_command_at_once_in_one_line(tmp_path, number):
+    code = f"""
+import atexit, os, sys
+from transformnet_lib.cli import main
+
+atexit.register(print, "unwound")  # which torch's C++ does not survive at some places, and an exit at once leaves out
+def strike(event, of):
+    if event == "import" and of[0] == "torch.distributed":
+        os.kill(os.getpid(), {int(number)})
+
+sys.addaudithook(strike)
+sys.argv[1:] = ["compare", "--run-dir", "r"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "interrupted\n")
+
+
+@posix
+def test_a_killed_kernel_is_one_line_and_the_same_command_goes_on(tmp_path):
+    make_images(tmp_path)
+    process = start(tmp_path, COMMANDS["train"])
+    until(process, tmp_path / "r/checkpoint.pt")
+    kernel = next(child for child in psutil.Process(process.pid).children() if "ipykernel" in " ".join(child.cmdline()))
+    kernel.send_signal(signal.SIGKILL)
+    assert "train: the kernel died (out of memory, or killed); see r/train.failed.ipynb" in refused(process)
+    run = Run(tmp_path / "r")
+    assert run.record("train")["status"] == "started" and (run.path / "train.failed.ipynb").exists()
+    saved = (run.path / "history.csv").read_text()
+    train(images(tmp_path), TrainConfig(device="cpu", batch_size=4), run=run)
+    assert (run.path / "history.csv").read_text().startswith(saved)
+
+
+@posix
+def test_a_full_disk_is_one_line_and_earlier_results_stay(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "r")
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+
+    def little_space():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (7000, 7000))  # bytes a file: run.json fits, examples do not
+
+    line = refused(start(tmp_path, "compare --run-dir r --index 7 --force", little_space))
+    assert "cannot be written (File too large)" in line
+    assert {path: path.read_bytes() for path in before} == before
+    Run(tmp_path / "r").require("train", "compare", "benchmark")
+
+
+@posix
+def test_a_folder_that_may_only_be_read_is_one_line_and_stays_as_it_is(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "r")
+    before = sorted((tmp_path / "r").rglob("*"))
+    (tmp_path / "r").chmod(0o555)
+
+    def as_others():  # root may write everywhere, unless it gives up that capability: man capabilities, man prctl
+        if sys.platform == "linux":
+            pr_capbset_drop, cap_dac_override = 24, 1
+            ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0)
+
+    try:
+        line = refused(start(tmp_path, "compare --run-dir r --index 7 --force", as_others))
+        assert line == "error: r: cannot be written (Permission denied)"
+        assert sorted((tmp_path / "r").rglob("*")) == before
+    finally:
+        (tmp_path / "r").chmod(0o755)
+
+
+def test_a_folder_in_which_a_command_works_is_refused_to_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
+    with locked(tmp_path / "r", report.LOCK):
+        with pytest.raises(RunError, match="r: in use by another command"):
+            run_stage("train", tmp_path / "r", TRAIN)
+        with pytest.raises(RunError, match="r: in use by another command"):
+            make_report([reference_run().path], tmp_path / "r", title=None, author=None)
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [report.LOCK]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("train", TRAIN | {"device": "tpu"}),
+        ("train", TRAIN | {"data": "folder:nowhere"}),
+        ("train", TRAIN | {"lr": -1}),
+        ("train", TRAIN | {"limit": 0}),
+        ("compare", {}),
+        ("benchmark", {"batch_sizes": [0], "small_batch_sizes": [], "num_workers": [0], "repeats": 1}),
+    ],
+)
+def test_what_can_be_told_before_leaves_no_folder(tmp_path, name, parameters):
+    with pytest.raises(runs.ParameterError if name == "benchmark" else report.errors.TransformnetError):
+        run_stage(name, tmp_path / "r", parameters)
+    assert not (tmp_path / "r").exists()
+
+
+# Notebooks that fail after their stage was done
+
+AFTER_THE_STAGE = {
+    "an error": ("raise ValueError('no figure')", "train: ValueError: no figure (see"),
+    "an exit": ("import sys; sys.exit(0)", "code cell 4 of 5 failed"),
+    "a quiet exit": ("get_ipython().kernel.do_shutdown(False); import os; os._exit(0)", "the kernel died"),
+    "a kill": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the kernel died"),
+    "a timeout": ("import time; time.sleep(60)", "timed out"),
+}
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """Answers a function that puts a notebook in place of `train`'s: it leaves a complete stage, then runs a cell."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(report, "NOTEBOOKS", folder)
+    monkeypatch.setattr(report, "check_stage", lambda name, parameters: None)
+    execute = functools.partial(papermill.execute_notebook, execution_timeout=4)
+    monkeypatch.setattr(report.papermill, "execute_notebook", execute)
+    finished = reference_run().path / "run.json"
+
+    copied = f"import shutil; shutil.copy({str(finished)!r}, run_dir)"
+
+    def put(then: str, *, name: str = "train", done: str = copied, parameter: str = "run_dir"):
+        cells = [nbformat.v4.new_code_cell(source) for source in (f"{parameter} = ''", done, then, "1")]
+        cells[0].metadata["tags"] = ["parameters"]
+        metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
+
+    return put
+
+
+@pytest.mark.parametrize(("then", "message"), AFTER_THE_STAGE.values(), ids=AFTER_THE_STAGE)
+def test_a_notebook_that_fails_after_its_stage_makes_the_stage_fail(notebook, tmp_path, then, message):
+    run = Run(tmp_path / "r")
+    run.path.mkdir()
+    (run.path / "train.ipynb").write_text("the one before")
+    notebook(then)
+    with pytest.raises(NotebookError) as caught:
+        run_stage("train", run.path, {})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert run.record("train")["status"] == "failed" and message in run.record("train")["why"]
+    assert "run_dir" in (run.path / "train.failed.ipynb").read_text()
+    assert (run.path / "train.ipynb").read_text() == "the one before"
+    with pytest.raises(RunError, match="stage train is not complete"):
+        make_report([run.path], tmp_path / "out", title=None, author=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinished(notebook, tmp_path, monkeypatch):
+    notebook("1")
+    execute = report.execute
+
+    def interrupted(*arguments):
+        execute(*arguments)
+        raise Interrupted("train: interrupted")
+
+    monkeypatch.setattr(report, "execute", interrupted)
+    (tmp_path / "r").mkdir()
+    with pytest.raises(Interrupted):
+        run_stage("train", tmp_path / "r", {})
+    assert Run(tmp_path / "r").record("train")["why"] == "interrupted: train: interrupted"
+
+
+@posix
+def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_path, monkeypatch):
+    run, sent = Run(tmp_path / "r"), []
+    interrupt = report.AsyncKernelManager.interrupt_kernel
+
+    async def lost_at_first(manager):
+        sent.append(manager)
+        if len(sent) > 1:
+            await interrupt(manager)
+
+    def press_ctrl_c():
+        while not (run.path / "sleeping").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(report.AsyncKernelManager, "interrupt_kernel", lost_at_first)
+    monkeypatch.setattr(report, "INTERRUPT_SECONDS", 0.5)
+    notebook("import time; open(run_dir + '/sleeping', 'w').close(); time.sleep(60)")
+    presser = threading.Thread(target=press_ctrl_c)
+    run.path.mkdir()
+    presser.start()
+    with pytest.raises(Interrupted):
+        run_stage("train", run.path, {})
+    presser.join()
+    assert len(sent) == 2 and "KeyboardInterrupt" in (run.path / "train.failed.ipynb").read_text()
+    assert run.record("train")["why"].startswith("interrupted: train: interrupted")
+
+
+def test_a_stage_that_was_complete_before_stays_so_when_a_later_notebook_fails(notebook, tmp_path):
+    shutil.copytree(reference_run().path, tmp_path / "r")
+    before = (tmp_path / "r/run.json").read_bytes()
+    notebook("1", done="raise ValueError('no')")
+    with pytest.raises(NotebookError, match="ValueError: no"):
+        run_stage("train", tmp_path / "r", {})
+    assert (tmp_path / "r/run.json").read_bytes() == before
+
+
+def test_a_report_whose_notebook_fails_leaves_the_old_report_as_it_is(notebook, tmp_path):
+    old = {tmp_path / f"report.{suffix}": b"old" for suffix in ("html", "pdf", "ipynb")}
+    for file, content in old.items():
+        file.write_bytes(content)
+    notebook("raise ValueError('no figure')", name="report", done="1", parameter="runs")
+    with pytest.raises(NotebookError, match="report: ValueError: no figure"):
+        make_report([reference_run().path], tmp_path, title=None, author=None)
+    assert {file: file.read_bytes() for file in old} == old
+
+
+def test_a_full_disk_leaves_page_and_pdf_both_old(tmp_path, monkeypatch):
+    notebook = tmp_path / "report.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")]), notebook)
+    old = [file.read_bytes() for file in export(notebook, tmp_path)]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Another")]), notebook)
+    fsync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch, pytest.raises(ExportError, match=r"report\.pdf cannot be written"):
+        patch.setattr(os, "fsync", full)
+        export(notebook, tmp_path)
+    assert [(tmp_path / f"report.{suffix}").read_bytes() for suffix in ("html", "pdf")] == old
+    assert len(list(tmp_path.iterdir())) == 3
+    assert [file.read_bytes() for file in export(notebook, tmp_path)] != old
+
+
+# Commands that make all anew
+
+
+def test_a_forced_command_that_was_stopped_forces_only_what_it_had_not_yet_made(tmp_path, monkeypatch):
+    given, clock = [], iter(f"2026-01-01T00:00:{second:02}+00:00" for second in range(60))
+    records = {}
+
+    def stage(name, run_dir, parameters):
+        given.append((run_dir.name, name, parameters["force"]))
+        if parameters["force"]:
+            if len(given) == stopped_at:
+                raise Interrupted("stopped")
+            records[run_dir.name, name] = {"started": next(clock)}
+
+    monkeypatch.setattr(report, "run_stage", stage)
+    monkeypatch.setattr(Run, "record", lambda run, name: records.get((run.label, name)))
+    monkeypatch.setattr(report, "now", lambda: next(clock))
+    options = {
+        "train": {"data": "photos", "limit": 300},
+        "benchmark": {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "repeats": 1},
+    }
+    make = functools.partial(make_runs, ["cpu"], tmp_path, **options)
+    todo = [("cpu", "train"), ("cpu", "compare"), ("cpu", "benchmark"), ("cpu-precise", "train")]
+    todo.append(("cpu-precise", "compare"))
+    for label, name in todo[1:]:
+        records[label, name] = {"started": "2025-01-01T00:00:00+00:00"}
+    stopped_at = 5
+    with pytest.raises(Interrupted):
+        make(force=True)
+    assert given == [(*stage, True) for stage in todo]
+    stopped_at = None
+    given.clear()
+    make(force=True)  # the same command again
+    assert given == [(*stage, stage == todo[-1]) for stage in todo]
+    given.clear()
+    make(force=True, presets=["paper"])  # another
+    assert given == [(*stage, True) for stage in todo[:3]]
+    given.clear()
+    make(force=True, presets=["paper"])  # whose report did not come about
+    assert given == [(*stage, False) for stage in todo[:3]]
+    given.clear()
+    forced_done(tmp_path)
+    make(force=True, presets=["paper"])  # it had ended, so this is a new one
+    assert given == [(*stage, True) for stage in todo[:3]]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"request": [1], "since": 3}', '{"since": "2020"}'])
+def test_a_note_of_a_forced_command_that_cannot_be_read_is_none(tmp_path, content):
+    (tmp_path / report.FORCED).write_text(content)
+    assert forced_since(tmp_path, [1]) >= "2026"

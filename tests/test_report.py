@@ -23,10 +23,10 @@ from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_rep
 BIN = Path(sys.executable).parent
 
 
-def command(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+def command(*arguments, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
     """Run one of the environment's commands in `cwd`; OpenMP kept to one thread, since tests may share the cores."""
     program, *rest = map(str, arguments)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, env=environment)
 
 
@@ -34,9 +34,11 @@ def command(*arguments, cwd: Path) -> subprocess.CompletedProcess:
 def made(tmp_path_factory) -> Path:
     """A folder in which `transformnet report` was run on a few images."""
     folder = tmp_path_factory.mktemp("made")
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent / "audit"), os.environ.get("PYTHONPATH")]))
     done = command(
         "transformnet", "report", "--device", "cpu", "--data", "photos", "--limit", 2000, "--repeats", 2,
         "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
+        PYTHONPATH=path, TRANSFORMNET_AUDIT=str(folder / "network.log"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["report/build/report.html", "report/build/report.pdf"]
@@ -52,6 +54,16 @@ def page(made) -> bs4.BeautifulSoup:
 def pdf_text(made) -> str:
     reader = pypdf.PdfReader(made / "report/build/report.pdf")
     return re.sub(r"\s+", " ", " ".join(page.extract_text() for page in reader.pages))
+
+
+def test_no_process_of_the_report_asks_another_machine_for_anything(made):
+    events = [line.split("\t") for line in (made / "network.log").read_text().splitlines()]
+    processes = {process for process, *_ in events}
+    assert len(processes) > 6  # the command and the kernels of its six notebooks; they talk over local ports
+    here = re.compile(
+        r"\(('127\.0\.0\.1'|'localhost'|'::1'|''|None|b?'/[^']*'|\('(127\.0\.0\.1|::1|)', \d+.*\)|\(\)|0).*\)"
+    )
+    assert [arguments for _, _, arguments in events if not here.fullmatch(arguments)] == []
 
 
 def test_each_run_has_its_stages_and_notebooks(made):

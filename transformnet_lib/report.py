@@ -10,12 +10,11 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lazy_loader
 import nbformat
-import papermill
 from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
-from papermill.exceptions import PapermillException, PapermillExecutionError
 
 from . import errors
 from .data import check_source
@@ -25,6 +24,8 @@ from .machine import available_devices, resolve_device
 from .runs import Run, open_runs, write_atomic
 from .timing import check_sweep
 from .training import TrainConfig
+
+papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see whether there is IPv6
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -62,14 +63,14 @@ def execute(name: str, output: Path, parameters: dict) -> None:
                 **hooks,
             ),
         )
-    except PapermillExecutionError as error:
+    except papermill.exceptions.PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]
         if not hasattr(errors, error.ename):  # not one of ours, so its message alone may not say what it is
             reason = f"{error.ename}: {reason}"
         raise NotebookError(f"{name}: {reason} (see {unfinished})") from error
     except DeadKernelError as error:
         raise NotebookError(f"{name}: the kernel died (out of memory, or killed); see {unfinished}") from error
-    except (PapermillException, TimeoutError) as error:
+    except (papermill.exceptions.PapermillException, TimeoutError) as error:
         raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
         raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror})") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,23 @@ def test_importing_every_module_opens_no_socket_and_writes_no_file(tmp_path):
     assert [arguments for event, arguments in events if "matplotlib" not in arguments and event != "os.mkdir"] == []
     written = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert all(name.startswith("fontlist-") for name in written) and len(written) <= 1
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace on the PATH")
+def test_no_system_call_of_a_stage_reaches_another_machine(tmp_path):
+    log = tmp_path / "calls.log"
+    done = subprocess.run(
+        ["strace", "-f", "--seccomp-bpf", "-e", "trace=connect,bind,sendto,sendmsg,sendmmsg", "-o", log,
+         Path(sys.executable).parent / "transformnet", "train", "--run-dir", "run", "--device", "cpu",
+         "--data", "photos", "--limit", "300", "--epochs", "1"],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    if "strace: " in done.stderr:
+        pytest.skip(f"strace may not watch processes here: {done.stderr.splitlines()[0]}")
+    assert done.returncode == 0, done.stderr
+    addressed = [line for line in log.read_text().splitlines() if "AF_INET" in line]
+    assert len(addressed) > 10  # the notebook's kernel and what steers it
+    assert [line for line in addressed if '"127.0.0.1"' not in line and '"::1"' not in line] == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="make is not there")

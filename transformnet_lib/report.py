@@ -13,6 +13,7 @@ from pathlib import Path
 import lazy_loader
 import nbformat
 from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
 
@@ -97,6 +98,8 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             work(kernel_manager_class=Manager, on_notebook_start=lambda **_: ready.set())
         except BaseException as error:
             failures.append(error)
+        finally:
+            ensure_event_loop().close()  # the one nbclient made for this thread; it leaves it open
 
     worker = threading.Thread(target=thread, daemon=True)  # a second Ctrl-C ends us, and the kernel with us
     worker.start()

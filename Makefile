@@ -49,8 +49,12 @@ soak: install
 notebooks: install
 	$(BIN)/python -m transformnet_lib.refresh
 
+# By itself JupyterLab asks PyPI for a newer version, GitHub for news, and PyPI for extensions.
+LAB_OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
+  --LabApp.extension_manager=readonly
+
 lab: install
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(LAB_OFFLINE) notebooks
 
 tensorboard: install
 	$(BIN)/tensorboard --logdir runs

@@ -43,10 +43,10 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
     return run
 
 
-def command(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+def command(*arguments, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
     """Run one of the environment's commands in `cwd`; OpenMP kept to one thread, since tests may share the cores."""
     program, *rest = map(str, arguments)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, env=environment)
 
 
@@ -54,9 +54,11 @@ def command(*arguments, cwd: Path) -> subprocess.CompletedProcess:
 def made(tmp_path_factory) -> Path:
     """A folder in which `transformnet report` was run on a few images."""
     folder = tmp_path_factory.mktemp("made")
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent / "audit"), os.environ.get("PYTHONPATH")]))
     done = command(
         "transformnet", "report", "--device", "cpu", "--data", "photos", "--limit", 2000, "--repeats", 2,
         "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
+        PYTHONPATH=path, TRANSFORMNET_AUDIT=str(folder / "network.log"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]

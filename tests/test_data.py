@@ -5,12 +5,18 @@ import http.server
 import io
 import os
 import pickle
+import resource
 import shutil
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
+import time
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +27,7 @@ from PIL import Image, ImageFile
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
-from transformnet_lib import data
+from transformnet_lib import cli, data
 from transformnet_lib.data import CustomDataset, load_images, resolve_source, split_indices
 from transformnet_lib.errors import DataError, ParameterError
 from transformnet_lib.pipeline import GRAY_WEIGHTS, MAX_SIZE, Pipeline, to_float
@@ -274,6 +280,20 @@ def test_a_missing_batch_is_refused(cifar, tmp_path):
     assert "damaged or incomplete" in refusal(lambda: load_images("cifar10", train=True, data_path=tmp_path))
 
 
+def test_a_batch_of_another_shape_is_refused_unread(cifar, tmp_path):
+    small = pickle.dumps({"data": noise(4, 100), "labels": [0] * 4}, protocol=2)
+    (tmp_path / CIFAR10.base_folder / "data_batch_3").write_bytes(small)
+    assert "damaged or incomplete" in refusal(lambda: load_images("cifar10", train=True, data_path=tmp_path))
+
+
+def test_cifar10_that_may_not_be_read_is_refused(cifar, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", fail)
+    assert "damaged or incomplete" in refusal(lambda: load_images("cifar10", train=True, data_path=tmp_path))
+
+
 def test_auto_takes_cifar10_where_it_lies_and_photos_elsewhere(cifar, tmp_path):
     assert resolve_source("auto", tmp_path) == "cifar10"
     assert resolve_source("auto", tmp_path / "elsewhere") == "photos"
@@ -298,15 +318,19 @@ def server(cifar, tmp_path, monkeypatch):
         def do_GET(self):
             self.server.paths.append(self.path)
             self.send_response(self.server.status)
-            self.send_header("Content-Length", str(len(self.server.content) + self.server.lacking))
+            if self.server.lacking is not None:  # else the end of the connection is the end of the file
+                self.send_header("Content-Length", str(len(self.server.content) + self.server.lacking))
             self.end_headers()
             self.wfile.write(self.server.content)
+            if self.server.stalls:
+                self.server.ended.wait(60)
 
         def log_message(self, *arguments):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as host:
         host.content, host.status, host.lacking, host.paths = packed.getvalue(), 200, 0, []
+        host.stalls, host.ended = False, threading.Event()
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(data, "CIFAR10_URL", f"http://127.0.0.1:{host.server_port}/cifar-10-python.tar.gz")
@@ -314,6 +338,7 @@ def server(cifar, tmp_path, monkeypatch):
         thread = threading.Thread(target=host.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield host
+        host.ended.set()
         host.shutdown()
         thread.join()
 
@@ -361,6 +386,151 @@ def test_a_broken_connection_leaves_nothing(server, tmp_path):
     server.lacking = 100
     assert "download from http://127.0.0.1" in refusal(lambda: data.download_cifar10(tmp_path))
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_download_that_ends_early_without_a_word_leaves_nothing(server, tmp_path):
+    server.content, server.lacking = server.content[: len(server.content) // 2], None
+    assert "hash" in refusal(lambda: data.download_cifar10(tmp_path))
+    assert list(tmp_path.rglob("*")) == []
+
+
+def stall(server) -> None:
+    server.content, server.lacking, server.stalls = server.content[:500], 100_000, True
+
+
+def test_a_download_that_stalls_is_given_up_and_leaves_nothing(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.2)
+    stall(server)
+    assert "failed: " in (told := refusal(lambda: data.download_cifar10(tmp_path))) and "timed out" in told
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_name_that_is_not_found_is_one_line(tmp_path, monkeypatch):
+    def unknown(*arguments, **options):
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    told = refusal(lambda: data.download_cifar10(tmp_path))
+    assert told == (
+        f"CIFAR-10: download from {data.CIFAR10_URL} failed: [Errno -3] Temporary failure in name resolution; "
+        "try again, or use data=photos"
+    )
+
+
+@contextmanager
+def no_room_beyond(size: int):
+    """No file can grow beyond `size` bytes: what a full disk is to a program."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_room_for_the_archive_leaves_nothing(server, tmp_path):
+    with no_room_beyond(1000):
+        told = refusal(lambda: data.download_cifar10(tmp_path))
+    assert "download from http://127.0.0.1" in told and "File too large" in told
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_no_room_to_unpack_keeps_the_archive_and_the_next_call_needs_no_network(server, cifar, tmp_path):
+    archive = tmp_path / CIFAR10.filename
+    archive.write_bytes(server.content)
+    (tmp_path / CIFAR10.base_folder).mkdir()
+    (tmp_path / CIFAR10.base_folder / "notes.txt").write_text("mine")
+    with no_room_beyond(1000):
+        assert "File too large" in refusal(lambda: data.download_cifar10(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*.*")] == [archive.name, "notes.txt"]
+    folder = data.download_cifar10(tmp_path)
+    assert np.array_equal(load_images("cifar10", train=True, data_path=tmp_path).pixels.numpy(), cifar["train"])
+    assert (folder / "notes.txt").read_text() == "mine" and server.paths == []
+
+
+def test_a_failed_download_leaves_an_older_archive_as_it_was(server, tmp_path):
+    (tmp_path / CIFAR10.filename).write_bytes(b"an older one")
+    server.content = server.content[:-1]
+    assert "hash" in refusal(lambda: data.download_cifar10(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {CIFAR10.filename: b"an older one"}
+
+
+def hostile_archive(payload: bytes) -> bytes:
+    """An archive like CIFAR-10's whose batches are `payload`, with names that lead out of the folder besides."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list] + [CIFAR10.meta["filename"]]
+        for name in [*(f"{CIFAR10.base_folder}/{name}" for name in names), "../outside", "/tmp/outside-transformnet"]:
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            archive.addfile(info, io.BytesIO(payload))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("where", ["on the host", "in the folder"])
+def test_nothing_of_a_hostile_archive_is_unpacked_or_unpickled(server, tmp_path, where):
+    payload = pickle.dumps(Payload(tmp_path / "executed"))
+    hostile = hostile_archive(payload)
+    if where == "in the folder":  # an older archive, and what it unpacks to
+        (tmp_path / "data" / CIFAR10.base_folder).mkdir(parents=True)
+        (tmp_path / "data" / CIFAR10.filename).write_bytes(hostile)
+        for name in ("data_batch_1", "test_batch", "batches.meta"):
+            (tmp_path / "data" / CIFAR10.base_folder / name).write_bytes(payload)
+        folder = data.download_cifar10(tmp_path / "data")  # replaces them all
+        assert payload not in {path.read_bytes() for path in folder.iterdir()}
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    else:
+        server.content = hostile
+        assert "hash" in refusal(lambda: data.download_cifar10(tmp_path / "data"))
+        assert [path.name for path in tmp_path.rglob("*")] == ["data"]
+    assert not Path("/tmp/outside-transformnet").exists()
+    pickle.loads(payload)  # so it would have been seen
+    assert (tmp_path / "executed").is_dir()
+
+
+def test_a_link_in_the_unpacked_folder_is_replaced_and_not_written_through(server, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    (folder / "data_batch_1").symlink_to(tmp_path / "mine")
+    data.download_cifar10(tmp_path)
+    assert (tmp_path / "mine").read_text() == "mine" and not (folder / "data_batch_1").is_symlink()
+
+
+def test_the_command_ends_in_one_line_and_status_1(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["transformnet", "data", "cifar10", "--data-path", str(tmp_path)])
+    server.content = server.content[:-1]
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr()
+    assert ended.value.code == 1 and told.out == ""
+    last = told.err.replace("\r", "\n").splitlines()[-1]
+    assert (
+        last.startswith(f"error: CIFAR-10: download from {data.CIFAR10_URL} failed: ") and "Traceback" not in told.err
+    )
+
+
+STALLED = """
+import sys
+from transformnet_lib import cli, data
+data.CIFAR10_URL = sys.argv.pop(1)
+cli.main()
+"""
+
+
+def test_ctrl_c_while_downloading_leaves_nothing(server, tmp_path):
+    stall(server)
+    arguments = [sys.executable, "-c", STALLED, data.CIFAR10_URL, "data", "cifar10", "--data-path", tmp_path / "data"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("data/tmp*")):  # pooch's name for what is not yet whole
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode != 0 and "Traceback" not in told
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_missing_page_is_refused(server, tmp_path):

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from transformnet_lib import load_model
-from transformnet_lib.data import decode_image
+from transformnet_lib.data import decode_image, image_files
 from transformnet_lib.errors import DataError, ParameterError, RunError
-from transformnet_lib.inference import export_onnx, image_files, infer_folder
+from transformnet_lib.inference import export_onnx, infer_folder
 from transformnet_lib.pipeline import to_float
 
 BIN = Path(sys.executable).parent

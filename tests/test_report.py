@@ -1,5 +1,6 @@
 """The whole, as a user runs it: the command line makes runs and report; papermill and nbconvert work by themselves."""
 
+import ast
 import json
 import re
 import shutil
@@ -26,6 +27,16 @@ def page(made) -> bs4.BeautifulSoup:
 def pdf_text(made) -> str:
     reader = pypdf.PdfReader(made / "report/build/report.pdf")
     return re.sub(r"\s+", " ", " ".join(page.extract_text() for page in reader.pages))
+
+
+def test_no_process_of_the_report_asks_another_machine_for_anything(made):
+    events = [line.split("\t") for line in (made / "network.log").read_text().splitlines()]
+    assert len({process for process, *_ in events}) > 6  # the command and the kernels of its notebooks
+    asked = [ast.literal_eval(arguments)[0] for _, _, arguments in events]
+    hosts = {address[0] if isinstance(address, tuple) else address for address in asked}
+    assert "127.0.0.1" in hosts
+    local = (None, "", "127.0.0.1", "::1", "localhost")
+    assert [host for host in hosts if host not in local and not host.startswith("/")] == []  # or a path
 
 
 def test_each_run_has_its_stages_and_notebooks(made):

@@ -5,6 +5,8 @@ What it does not do: download anything unless `download_cifar10` is called.
 
 import hashlib
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,12 +35,15 @@ PHOTO_REDUCTIONS = (2, 4, 8)  # a crop shows 64, 128 or 256 pixels of its photog
 PHOTO_MIN_RANGE = 64  # crops whose values span less than this, of 255, are near-constant and skipped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# Pillow's names of these. It tells a file's kind by its content, and would start Ghostscript for an EPS named .png.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before it is decoded
 
 # https://www.cs.toronto.edu/~kriz/cifar.html; the md5 is the one torchvision checks (torchvision/datasets/cifar.py)
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 CIFAR10_FOLDER = "cifar-10-batches-py"  # in which the archive unpacks
+DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 
 TARGET_BATCH = 2048  # images a step when targets are computed; bounds the float copy to 25 MB for 32×32
 FITS = ("none", "crop")
@@ -115,7 +120,7 @@ def resolve_source(data: str, data_path: str | Path = "data") -> str:
 
 def check_limit(limit: int | None) -> None:
     """ParameterError unless `limit` is None or a whole number from 1."""
-    if limit is not None and (type(limit) is not int or limit < 1):
+    if limit is not None and (type(limit) is not int or not 1 <= limit < 2**63):
         raise ParameterError(f"limit: expected a whole number from 1, or none for all images, got {limit!r}")
 
 
@@ -129,11 +134,42 @@ def check_source(data: str, data_path: str | Path = "data", *, limit: int | None
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    """The folder of one split; DataError if it is not there."""
+    """The folder of one split; DataError if it is not there, or not below `root`."""
     if not (root / split).is_dir():
         missing = f"has no folder {split}/" if root.is_dir() else "is not a folder"
         raise DataError(f"folder:{root}: {root} {missing}; expected {root}/train/ and {root}/test/ with images in them")
+    _refuse_if_outside(root / split, root.resolve())
     return root / split
+
+
+def image_files(folder: Path, root: Path | None = None) -> Iterator[Path]:
+    """The image files below `folder`, in a fixed order, without holding more names than one directory has.
+
+    Files count by the ends of their names (`IMAGE_SUFFIXES`). A link to a file is followed if it stays below `root`
+    (default: `folder`). DataError for one that does not, for a link to a folder, for an image that is no file (a pipe,
+    a device, a link to nothing) and for a folder that cannot be read: nothing is left out in silence.
+    """
+    inside = (root or folder).resolve()
+    for parent, directories, names in os.walk(folder, onerror=_refuse_unreadable):
+        directories.sort()
+        for path in (Path(parent, name) for name in directories):
+            if path.is_symlink():
+                raise DataError(f"{path}: a link to a folder, which is not followed; put the folder in its place")
+        for path in (Path(parent, name) for name in sorted(names)):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                _refuse_if_outside(path, inside)
+                if not path.is_file():
+                    raise DataError(f"{path}: expected an image file, got something else; take it out of the folder")
+                yield path
+
+
+def _refuse_if_outside(path: Path, inside: Path) -> None:
+    if path.is_symlink() and not (target := path.resolve()).is_relative_to(inside):
+        raise DataError(f"{path}: a link that leaves {inside}, to {target}; put what it leads to in its place")
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def _chosen(count: int, limit: int | None) -> np.ndarray:
@@ -179,7 +215,7 @@ def _cifar10(data_path: Path, train: bool) -> Tensor:
 
     try:
         dataset = CIFAR10(data_path, train=train, download=False)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         folder = data_path / CIFAR10_FOLDER
         state = "is damaged or incomplete (an md5 differs)" if folder.is_dir() else "is not there"
         raise DataError(
@@ -192,23 +228,42 @@ def _cifar10(data_path: Path, train: bool) -> Tensor:
 def download_cifar10(data_path: str | Path = "data") -> Path:
     """Download CIFAR-10 (170 MB) into `data_path`, check its hash, unpack it, and return its folder.
 
-    Does nothing if it is there already. Raises DataError if the download fails or its hash differs.
+    Does nothing if it is there already. The archive, and then each file of it, takes its name when it is whole; the
+    hash is checked before anything is unpacked. Raises DataError if the download fails or its hash differs.
     """
     folder = Path(data_path) / CIFAR10_FOLDER
     with suppress(DataError):
         _cifar10(Path(data_path), train=True)
         return folder
+    responses = []  # pooch leaves that of a failed download open
     try:
         archive = pooch.retrieve(
             CIFAR10_URL,
             known_hash=f"md5:{CIFAR10_MD5}",
             path=data_path,
             fname=Path(CIFAR10_URL).name,
-            downloader=pooch.HTTPDownloader(progressbar=True, timeout=60),  # seconds without a byte
+            downloader=pooch.HTTPDownloader(
+                progressbar=True,
+                timeout=DOWNLOAD_TIMEOUT,
+                hooks={"response": lambda response, **_: responses.append(response)},
+            ),
         )
-        pooch.Untar(extract_dir=".")(archive, "download", None)  # not as `processor`: that skips an archive kept
+        with tempfile.TemporaryDirectory(dir=data_path, prefix=".unpacked-") as beside:
+            # Not as `processor`: that skips an archive kept
+            pooch.Untar(extract_dir=Path(beside).name)(archive, "download", None)
+            folder.mkdir(exist_ok=True)
+            for file in Path(beside, CIFAR10_FOLDER).iterdir():
+                file.replace(folder / file.name)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; pooch says ValueError for a wrong hash
-        raise DataError(f"CIFAR-10: download from {CIFAR10_URL} failed: {error}") from error
+        reason: BaseException = error
+        while reason.__context__ is not None:  # requests wraps urllib3's error, and that the system's, in long texts
+            reason = reason.__context__
+        raise DataError(
+            f"CIFAR-10: download from {CIFAR10_URL} failed: {reason}; try again, or use data=photos"
+        ) from error
+    finally:
+        for response in responses:
+            response.close()
     _cifar10(Path(data_path), train=True)
     return folder
 
@@ -216,7 +271,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
 def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int | None) -> Tensor:
     """Images below `root/split`, sorted by path, decoded to RGB by Pillow."""
     folder = _split_folder(root, split)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = sorted(image_files(folder, root))
     if not files:
         raise DataError(f"folder:{root}: no images in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     files = [files[i] for i in _chosen(len(files), limit)]
@@ -247,9 +302,15 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
 
 
 def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
-    """Read one image file as uint8 RGB `(3, height, width)`, centre-cropped and resized to `crop_to` if given."""
+    """Read one image file as uint8 RGB `(3, height, width)`, centre-cropped and resized to `crop_to` if given.
+
+    What a file is, its content says, not its name. Grey, palette, CMYK and YCbCr become RGB; alpha is dropped, the
+    colours under it stay; of an animation or several pages the first counts; 16-bit colours keep their upper byte; the
+    orientation in EXIF is not applied. DataError, naming the file, for 16-bit and float grey, for more than
+    `MAX_PIXELS` (before anything is decoded), for a kind that is none of `IMAGE_FORMATS` and for what is damaged.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width}×{image.height} pixels are more than {MAX_PIXELS:,} in all")
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to black and white

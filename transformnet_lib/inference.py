@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import IMAGE_SUFFIXES, decode_image
+from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
 from .machine import resolve_device
 from .model import FoldedTransformNet
@@ -24,13 +23,6 @@ from .training import load_model
 FORMATS = ("png", "npz")
 BATCH_SIZE = 512  # images that are held at once; also those of one npz shard
 OPSET = 17  # of ONNX; old enough for runtimes of 2022
-
-
-def image_files(folder: Path) -> Iterator[Path]:
-    """The image files below `folder`, in a fixed order, without holding more names than one directory has."""
-    for root, directories, names in os.walk(folder):
-        directories.sort()
-        yield from (Path(root, name) for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def infer_folder(

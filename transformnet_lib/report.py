@@ -14,12 +14,12 @@ from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
+import lazy_loader
 import nbformat
-import papermill
 from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
-from papermill.exceptions import PapermillException, PapermillExecutionError
 
 from . import errors
 from .data import check_source
@@ -30,6 +30,8 @@ from .machine import available_devices, resolve_device
 from .runs import Run, drop_leftovers, locked, now, open_runs, shipped_runs, write_atomic, write_together
 from .timing import check_sweep
 from .training import TrainConfig
+
+papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see whether there is IPv6
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -70,14 +72,14 @@ def execute(name: str, output: Path, parameters: dict) -> None:
                 **hooks,
             ),
         )
-    except PapermillExecutionError as error:
+    except papermill.exceptions.PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]
         if not hasattr(errors, error.ename):  # not one of ours, so its message alone may not say what it is
             reason = f"{error.ename}: {reason}"
         raise NotebookError(f"{name}: {reason} (see {unfinished})") from error
     except DeadKernelError as error:
         raise NotebookError(f"{name}: the kernel died (out of memory, or killed); see {unfinished}") from error
-    except (PapermillException, TimeoutError, RuntimeError) as error:  # a kernel that does not start is the last
+    except (papermill.exceptions.PapermillException, TimeoutError, RuntimeError) as error:  # RuntimeError: no kernel
         raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
         print(file=sys.stderr)  # papermill leaves its progress bar on the line
@@ -108,6 +110,7 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
         except BaseException as error:
             failures.append(error)
         finally:
+            ensure_event_loop().close()  # the one nbclient made for this thread; it leaves it open
             done.set()
 
     threading.Thread(target=thread, daemon=True).start()  # daemon: a second Ctrl-C ends us, and the kernel with us

@@ -1,18 +1,19 @@
 """The run directory: the one thing that notebooks fill and the report reads.
 
 A run is one training and the stages executed on it. `run.json` says what was done, with what, where and how it ended;
-the other files hold results. Our own files are written whole or not at all. Reading one executes nothing: JSON and
-CSV are checked against a schema, arrays and weights are loaded without pickle.
+the other files hold results. Our own files are written whole or not at all. Reading one executes nothing, whoever made
+it: JSON and CSV are checked against a schema, arrays and weights are loaded without pickle (`untrusted.py`), links are
+not followed. Its texts are any: who shows one escapes it.
 """
 
 import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import weakref
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -27,11 +28,12 @@ import torch
 from .errors import ParameterError, RunError
 from .machine import environment, git_commit
 from .pipeline import Pipeline
+from .untrusted import MAX_BYTES, MAX_TEXT_BYTES, is_amount, load_tensors, parse_json, parse_table, unpack_arrays
 
 FORMAT = 2  # of the run directory; raised when a reader of the old one would go wrong
-MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, so a larger one is refused unread
 REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs that are shipped with the project
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
+ROUNDING = 1e-5  # of a pixel in [0, 1], when float32 values that were computed apart are compared
 LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
 PART = ".part"  # how the name of a file ends that is still being written
 
@@ -62,15 +64,27 @@ EXAMPLE_ARRAYS = {  # their dtype and rank
 }
 
 _text = {"type": "string", "maxLength": 10_000}
+_count = {"type": "integer", "minimum": 1}
+_side = {"type": "integer", "minimum": 1, "maximum": 2**26}  # pixels; as many as an image file may have in all
+# What has no schema of its own, parameters and results: plain values and lists of them, by name, not too deep
+_scalar = {"type": ["string", "number", "boolean", "null"], "maxLength": 10_000}
+_values = {"anyOf": [_scalar, {"type": "array", "items": _scalar, "maxItems": 100_000}]}
+
+
+def _named(values: dict) -> dict:
+    return {"type": "object", "patternProperties": {"^[\\s\\S]{1,100}$": values}, "additionalProperties": False}
+
+
+_plain = _named({"anyOf": [_values, _named({"anyOf": [_values, _named(_values)]})]})
 _images = {
     "type": "object",
     "required": ["source", "split", "count", "size", "fingerprint", "request"],
     "additionalProperties": False,
     "properties": {
-        "source": {"type": "string", "maxLength": 10_000, "pattern": "^(photos|cifar10|folder:)"},
+        "source": {"type": "string", "maxLength": 10_000, "pattern": "^(photos|cifar10|folder:[\\s\\S]*)$"},
         "split": {"enum": ["train", "test"]},
-        "count": {"type": "integer", "minimum": 1},
-        "size": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "count": _count,
+        "size": {"type": "array", "items": _side, "minItems": 2, "maxItems": 2},
         "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
         "request": {
             "type": "object",
@@ -86,37 +100,51 @@ _images = {
         },
     },
 }
+_time = {"type": "string", "format": "time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$"}
 _stage = {
     "type": "object",
     "required": ["status", "parameters", "images", "environment", "commit", "started"],
     "additionalProperties": False,
     "properties": {
         "status": {"enum": ["started", "complete", "failed"]},
-        "parameters": {"type": "object"},
+        "parameters": _plain,
         "images": _images,
         "environment": {
             "type": "object",
             "required": ["device", "device_name", "cpu", "cores", "threads", "os", "torch", "torchvision", "python"],
-            "properties": {"device": _text, "device_name": _text, "cpu": _text, "threads": {"type": "integer"}},
+            "properties": {
+                "device": {"enum": ["cpu", "cuda", "mps"]},
+                "cores": {"type": ["integer", "null"], "minimum": 1},
+                "threads": _count,
+                **dict.fromkeys(("device_name", "cpu", "os", "torch", "torchvision", "python"), _text),
+            },
+            "additionalProperties": _scalar,
         },
         "commit": _text,
-        "started": _text,
-        "finished": _text,
+        "started": _time,
+        "finished": _time,
         "seconds": {"type": "number", "minimum": 0},
         "why": _text,
-        "results": {"type": "object"},
+        "results": _plain,
     },
 }
 SCHEMA = {
+    "$schema": "http://json-schema.org/draft-04/schema#",  # in which 2.0 is no integer
     "type": "object",
     "required": ["format", "stages"],
     "additionalProperties": False,
     "properties": {
-        "format": {"const": FORMAT},
-        "stages": {"type": "object", "propertyNames": {"enum": list(STAGE_FILES)}, "additionalProperties": _stage},
+        "format": {"enum": [FORMAT]},
+        "stages": {
+            "type": "object",
+            "properties": {name: {"$ref": "#/definitions/stage"} for name in STAGE_FILES},
+            "additionalProperties": False,
+        },
     },
+    "definitions": {"stage": _stage},
 }
-check_schema = fastjsonschema.compile(SCHEMA)
+check_schema = fastjsonschema.compile(SCHEMA, formats={"time": lambda text: bool(datetime.fromisoformat(text))})
+check_plain = fastjsonschema.compile({"$schema": SCHEMA["$schema"], **_plain})
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -282,13 +310,14 @@ class Run:
     @property
     def info(self) -> dict:
         """The content of run.json, checked; before the first stage an empty record."""
-        if not (self.path / "run.json").exists():
+        if not os.path.lexists(self.path / "run.json"):
             return _empty_info()
         try:
-            info = json.loads(self._read("run.json"))
+            info = parse_json(self._read("run.json"))
             if isinstance(info, dict) and info.get("format") != FORMAT:
+                found = _line(repr(info.get("format")))
                 raise RunError(
-                    f"{self.path}/run.json: format {info.get('format')!r}; this version reads format {FORMAT}: "
+                    f"{self.path}/run.json: format {found}; this version reads format {FORMAT}: "
                     "make the run again (force=True, --force), or use the version that made it"
                 )
             check_schema(info)
@@ -316,9 +345,11 @@ class Run:
                 f"{self.path}: stage {name} is not complete ({why}); "
                 f"`transformnet {name} --run-dir {self.path}` with the same parameters makes it"
             )
+        if missing := [key for key in ("results", "seconds", "finished") if key not in record]:
+            raise RunError(f"{self.path}/run.json: stage {name} is complete, but has no {', '.join(missing)}")
         for number in RESULT_NUMBERS.get(name, ()):
-            if type(record.get("results", {}).get(number)) not in (int, float):
-                raise RunError(f"{self.path}/run.json: results of {name}: expected a number {number}")
+            if not is_amount(record["results"].get(number)):
+                raise RunError(f"{self.path}/run.json: results of {name}: expected a number {number}, from 0")
         return record
 
     def record(self, name: str) -> dict | None:
@@ -338,7 +369,12 @@ class Run:
     def history(self) -> pd.DataFrame:
         """One row an epoch: epoch (from 1), train_mse, val_mse, epoch_seconds; weights after it: red, green, blue."""
         self.require("train")
-        return self.read_table("history.csv", HISTORY_COLUMNS)
+        table = self.read_table("history.csv", HISTORY_COLUMNS)
+        if table["epoch"].tolist() != list(range(1, len(table) + 1)):
+            raise RunError(f"{self.path}/history.csv: expected the epochs 1 to {len(table)}, one a row, in order")
+        if not table["epoch_seconds"].map(is_amount).all() or (table[["train_mse", "val_mse"]] < 0).any(axis=None):
+            raise RunError(f"{self.path}/history.csv: expected epoch_seconds, train_mse and val_mse from 0")
+        return table
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The best weights as a state_dict, on the CPU."""
@@ -354,56 +390,48 @@ class Run:
 
     def examples(self) -> dict[str, np.ndarray]:
         """The compared images: indices (n,), inputs uint8 (n, 3, h, w), targets and outputs float32 (n, 1, h, w)."""
-        self.require("compare")
-        content = io.BytesIO(self._read("examples.npz"))
+        record, path = self.stage_info("compare"), self.path / "examples.npz"
+        content = self._read("examples.npz")
         try:
-            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(content).infolist())
-            if unpacked > MAX_BYTES:
-                raise RunError(
-                    f"{self.path}/examples.npz: {unpacked:,} bytes unpacked, more than {MAX_BYTES:,}, so not ours"
-                )
-            with np.load(content, allow_pickle=False) as archive:
-                arrays = {name: np.asarray(archive[name]) for name in EXAMPLE_ARRAYS}
-        except RunError:
-            raise
+            arrays = unpack_arrays(content, EXAMPLE_ARRAYS)
         except Exception as error:  # zipfile and NumPy raise many kinds
-            raise RunError(f"{self.path}/examples.npz: damaged or not ours: {_line(error)}") from error
-        for name, (dtype, rank) in EXAMPLE_ARRAYS.items():
-            found = arrays[name]
-            if found.dtype != dtype or found.ndim != rank or len(found) != len(arrays["indices"]):
-                raise RunError(
-                    f"{self.path}/examples.npz: {name}: expected {dtype} of rank {rank}, one row an index, "
-                    f"got {found.dtype} {found.shape}"
-                )
+            raise RunError(f"{path}: damaged or not ours: {_line(error)}") from error
+        indices, (height, width) = record["parameters"].get("indices"), record["images"]["size"]
+        if not isinstance(indices, list) or not indices or arrays["indices"].tolist() != indices:
+            got = _line(arrays["indices"].tolist())
+            raise RunError(f"{path}: expected the indices of the stage's parameters, {_line(indices)}, got {got}")
+        shapes = {
+            "inputs": (len(indices), 3, height, width),
+            "targets": (len(indices), 1, *self.pipeline.size),
+            "outputs": (len(indices), 1, *self.pipeline.size),
+        }
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape:
+                raise RunError(f"{path}: {name}: expected shape {shape}, got {arrays[name].shape}")
+        for name in ("targets", "outputs"):
+            if not ((arrays[name] > -ROUNDING) & (arrays[name] < 1 + ROUNDING)).all():  # NaN is neither
+                raise RunError(f"{path}: {name}: expected values from 0 to 1")
+        shown, most = np.abs(arrays["targets"] - arrays["outputs"]).max(), record["results"]["max_error"]
+        if shown > most + ROUNDING:
+            raise RunError(f"{path}: an example is off by {shown:.3g}, more than max_error in run.json, {most:.3g}")
         return arrays
 
     def read_table(self, name: str, columns: dict[str, str]) -> pd.DataFrame:
-        """Read a CSV whose columns must be exactly `columns` (name → "int", "float", "bool" or "str")."""
-        kinds = {"int": "Int64", "bool": "boolean", "str": "str"}
+        """Read a CSV whose columns must be exactly `columns` (name → "int", "float", "bool" or "str").
+
+        Whole numbers are not negative. Only floats can be missing, which is NaN.
+        """
+        content = self._read(name)
         try:
-            table = pd.read_csv(
-                io.BytesIO(self._read(name)),
-                dtype={column: kinds[kind] for column, kind in columns.items() if kind != "float"},
-                # Python's float, since older pandas' parser may miss the last digit
-                converters={column: _float for column, kind in columns.items() if kind == "float"},
-            )
-        except (ValueError, TypeError, OverflowError) as error:  # pandas' ParserError is a ValueError
+            return parse_table(content, columns)
+        except Exception as error:  # csv has its own
             raise RunError(f"{self.path}/{name}: damaged or not ours: {_line(error)}") from error
-        if list(table.columns) != list(columns):
-            got = _line(", ".join(table.columns))
-            raise RunError(f"{self.path}/{name}: expected columns {', '.join(columns)}; got {got}")
-        if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for row names
-            raise RunError(f"{self.path}/{name}: damaged or not ours: rows with more fields than columns")
-        if table.empty:
-            raise RunError(f"{self.path}/{name}: has no rows")
-        return table
 
     def read_torch(self, name: str) -> dict:
         """Read a file of tensors and plain values; anything that would need code to load is refused."""
+        content = self._read(name)
         try:
-            state = torch.load(io.BytesIO(self._read(name)), map_location="cpu", weights_only=True)
-        except RunError:
-            raise
+            state = load_tensors(content)
         except Exception as error:  # torch.load raises many kinds, and long texts
             raise RunError(f"{self.path}/{name}: not a file of ours ({type(error).__name__})") from error
         if not isinstance(state, dict):
@@ -412,9 +440,13 @@ class Run:
 
     def _read(self, name: str) -> bytes:
         path = self.path / name
+        most = MAX_TEXT_BYTES if path.suffix in (".json", ".csv") else MAX_BYTES
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise RunError(f"{path}: larger than {MAX_BYTES:,} bytes, so not a file of ours")
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode):  # a link may lead anywhere, a pipe would be waited for
+                raise RunError(f"{path}: cannot be read (expected a plain file, got a link, a folder or a device)")
+            if found.st_size > most:
+                raise RunError(f"{path}: larger than {most:,} bytes, so not a file of ours")
             return path.read_bytes()
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror})") from error
@@ -607,8 +639,9 @@ class Run:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_info(self, info: dict) -> None:
-        check_schema(info)  # never write what could not be read back
-        self.write("run.json", (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode())
+        content = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
+        check_schema(parse_json(content))  # never write what could not be read back
+        self.write("run.json", content)
 
 
 def _empty_info() -> dict:
@@ -621,13 +654,10 @@ def differences(old: dict, new: dict) -> str:
     return "; ".join(f"{key}: {old.get(key)!r} → {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key))
 
 
-def _float(text: str) -> float:
-    return float(text or "nan")
-
-
 def _line(text: object) -> str:
-    """`text` as one line of an error message: no line breaks, and not endless."""
-    return " ".join(str(text).split())[:200]
+    """`text` as one line of an error message: nothing that a terminal would obey, and not endless."""
+    line = " ".join(str(text).split())[:500]
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
 
 
 def _brief(images: dict) -> str:

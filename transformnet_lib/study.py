@@ -1,17 +1,21 @@
 """The run directory's optional stage `study`: many seeds, what others offer, and cost over size."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from .data import CustomDataset
-from .errors import ParameterError
+from .errors import ParameterError, RunError
 from .machine import resolve_device
 from .peers import PEER_COLUMNS, study_peers
 from .runs import Run, describe_images
 from .seeds import PRESETS_STUDIED, SEED_COLUMNS, check_seeds, study_seeds
 from .sizes import SIZE_COLUMNS, SIZES, check_sizes, study_sizes
-from .training import load_config, load_model
+from .timing import read_times
+from .training import PRESETS, load_config, load_model
+from .untrusted import is_amount
 
 SEEDS = tuple(range(20))
 REPEATS = 5  # timed passes of each peer and size
@@ -63,10 +67,34 @@ def study_run(
 
 def load_study(run: Run) -> dict[str, pd.DataFrame]:
     """The tables of a run's complete `study` stage: seeds, peers, sizes."""
-    run.require("study")
-    return {name.removesuffix(".csv"): _read(run, name) for name in TABLES}
+    parameters = run.stage_info("study")["parameters"]
+    tables = {name.removesuffix(".csv"): _read(run, name) for name in TABLES}
+    trained = set(zip(tables["seeds"]["preset"], tables["seeds"]["seed"], strict=True))
+    try:
+        lacking = set(itertools.product(parameters["presets"], parameters["seeds"])) - trained
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{run.path}/run.json: parameters of study: expected lists of presets and seeds") from error
+    if lacking:
+        raise RunError(f"{run.path}/seeds.csv: lacks {len(lacking)} rows that the stage's parameters ask for")
+    return tables
 
 
 def _read(run: Run, name: str) -> pd.DataFrame:
-    table = run.read_table(name, TABLES[name])
-    return table.fillna({name: "" for name in ("raw_seconds", "reason") if name in table})
+    """One of the study's tables; RunError for rows that no study makes."""
+    path = run.path / name
+    table = read_times(run, name, TABLES[name]) if name != "seeds.csv" else run.read_table(name, TABLES[name])
+    rows = {"seeds.csv": ["preset", "seed"], "peers.csv": ["name", "device"], "sizes.csv": ["way", "device", "images"]}
+    if table.duplicated(rows[name]).any():
+        raise RunError(f"{path}: has a row twice")
+    if name != "seeds.csv":
+        if (table["reason"] != "").all():
+            raise RunError(f"{path}: has no time at all")
+        return table
+    if not table["preset"].isin(list(PRESETS)).all() or not table["best_epoch"].between(1, table["epochs"]).all():
+        raise RunError(f"{path}: expected presets of ours, each with a best epoch among its epochs")
+    amounts = table[["val_mse", "seconds"]].assign(weight_error=table["weight_error"].fillna(0))  # none of grey images
+    if not amounts.map(is_amount).all(axis=None) or not table[["red", "green", "blue"]].map(math.isfinite).all(
+        axis=None
+    ):
+        raise RunError(f"{path}: expected finite weights, and weight_error, val_mse and seconds from 0")
+    return table

@@ -14,6 +14,7 @@ A path is a way to run the model over all images:
 import copy
 import math
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +29,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
 from .data import BatchIndices, batch_loader
-from .errors import DataError, ParameterError
+from .errors import DataError, ParameterError, RunError
 from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
 from .runs import Run, describe_images
 from .training import load_model
+from .untrusted import is_amount
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)  # images; the paper's
 SMALL_BATCH_SIZES = (1, 2, 4, 8)  # outside the paper's table: from which batch size on is which path ahead?
@@ -43,6 +45,7 @@ REPEATS = 5  # timed passes of each setting
 PATHS = ("reference", "fast")  # measured for each of the paper's settings
 STEP = "folded"  # between the two; measured once a batch size, without shuffle and drop_last
 WHOLE = ("sequential", "floor")  # without batches; their rows have batch size 1
+DEVICE = r"cpu|mps|cuda(:\d{1,4})?"  # as a table names it
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
 CHECKED_IMAGES = 1031  # of the output; no multiple of a usual batch size, so that a last, smaller batch is among them
 SEQUENTIAL_IMAGES = 500  # of the baseline's pass that each round of repeats begins with; 0.04 s on a 2020s core
@@ -594,11 +597,67 @@ def benchmark_run(
 
 
 def load_benchmark(run: Run) -> pd.DataFrame:
-    """The rows of a run's complete `benchmark` stage, as `benchmark` returned them."""
-    run.require("benchmark")
-    return read_benchmark(run)
+    """The rows of a run's complete `benchmark` stage, as `benchmark` returned them: all that its parameters ask for."""
+    parameters = run.stage_info("benchmark")["parameters"]
+    table, path = read_benchmark(run), run.path / "benchmark.csv"
+    sweep = ("devices", "batch_sizes", "num_workers", "small_batch_sizes")
+    try:
+        check_sweep(**{name: value for name, value in parameters.items() if name != "devices"})
+        wanted = settings(**{name: parameters[name] for name in sweep})
+    except (KeyError, TypeError, ParameterError) as error:
+        raise RunError(f"{run.path}/run.json: parameters of benchmark: {error}") from error
+    if lacking := len(set(wanted) - set(_settings_of(table))):
+        raise RunError(f"{path}: lacks {lacking} of {len(wanted)} rows that the stage's parameters ask for")
+    for baseline in ("sequential", "batched"):
+        if table[(table["path"] == baseline) & (table["reason"] == "")].empty:
+            raise RunError(f"{path}: has no time of the pipeline ({baseline}), so nothing to compare with")
+    return table
 
 
 def read_benchmark(run: Run) -> pd.DataFrame:
     """The rows that benchmark.csv holds by now, all of them measured or with the reason why not."""
-    return run.read_table("benchmark.csv", BENCHMARK_COLUMNS).fillna({"raw_seconds": "", "reason": ""})
+    table = read_times(run, "benchmark.csv", BENCHMARK_COLUMNS)
+    path, found = run.path / "benchmark.csv", _settings_of(table)
+    if len(set(found)) < len(found):
+        raise RunError(f"{path}: has a setting twice")
+    for i, row in enumerate(table.to_dict("records"), 1):
+        if row["batch_size"] < 1:
+            raise RunError(f"{path}: row {i}: expected a batch size from 1")
+        speedup = row["sequential_seconds_per_image"] * row["images"] / row["seconds"]
+        if not row["reason"] and not math.isclose(row["speedup"], speedup):
+            raise RunError(f"{path}: row {i}: speedup: {row['speedup']}, but its times give {speedup}")
+    return table
+
+
+def _settings_of(table: pd.DataFrame) -> list[Setting]:
+    return [Setting(*(row[name] for name in Setting.__dataclass_fields__)) for row in table.to_dict("records")]
+
+
+def read_times(run: Run, name: str, columns: dict[str, str]) -> pd.DataFrame:
+    """A table of times, each row as `spread` makes it of the seconds in raw_seconds, or without a time and a reason.
+
+    RunError for a row that is neither, on a device that is none, of no images, or with a number below 0 or infinite.
+    """
+    table = run.read_table(name, columns)
+    amounts = [column for column, kind in columns.items() if kind == "float"]
+    for i, row in enumerate(table.to_dict("records"), 1):
+        where = f"{run.path}/{name}: row {i}"
+        if wrong := [column for column in amounts if not (is_amount(row[column]) or math.isnan(row[column]))]:
+            raise RunError(f"{where}: {wrong[0]}: expected a number from 0, got {row[wrong[0]]}")
+        if not re.fullmatch(DEVICE, row["device"]):
+            raise RunError(f"{where}: device: expected cpu, cuda, cuda:N or mps, got {row['device'][:100]!r}")
+        if row["reason"]:
+            if row["repeats"] or row["raw_seconds"] or not math.isnan(row["seconds"]):
+                raise RunError(f"{where}: has a time and a reason why there is none")
+            continue
+        try:
+            seconds = [float(text) for text in row["raw_seconds"].split()]
+            told = spread(seconds)
+        except (IndexError, ValueError) as error:
+            raise RunError(f"{where}: raw_seconds: expected numbers separated by spaces") from error
+        if not all(0 < value < math.inf for value in seconds) or row["images"] < 1 or not row.get("speedup", 1) > 0:
+            raise RunError(f"{where}: expected seconds, images and speed-up above 0")
+        for column in ("repeats", "seconds", "q1", "q3"):
+            if not math.isclose(row[column], told[column]):
+                raise RunError(f"{where}: {column}: {row[column]}, but raw_seconds give {told[column]}")
+    return table

@@ -22,7 +22,8 @@ from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model
 from .optimum import LeastSquares, condition_number, least_squares_of
 from .prepared import Prepared
-from .runs import HISTORY_COLUMNS, Run, describe_images, differences
+from .runs import HISTORY_COLUMNS, Run, check_plain, describe_images, differences
+from .untrusted import is_amount
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 CHECKPOINT_FORMAT = 1  # raised when a checkpoint of the old one could not be gone on with
@@ -436,6 +437,7 @@ def _load_checkpoint(trainer: Trainer, run: Run, made_for: dict) -> None:
             f"{CHECKPOINT_FORMAT}: {start_anew}"
         )
     try:
+        check_plain(state["made_for"])  # before it is compared and shown
         differing = differences(state["made_for"], made_for)
         if not differing:
             trainer.load_state_dict(state)
@@ -473,8 +475,16 @@ def load_training(run: Run) -> TrainResult:
         raise RunError(f"{run.path}/run.json: results of train: expected three initial_weights, got {initial!r}")
     if results["best_epoch"] not in set(history["epoch"]):
         raise RunError(f"{run.path}/history.csv: has no best epoch {results['best_epoch']}")
+    best = history.set_index("epoch").loc[results["best_epoch"]]
+    if not is_amount(results["setup_seconds"]):
+        raise RunError(f"{run.path}/run.json: results of train: expected setup_seconds from 0")
+    if not is_amount(float(best["val_mse"])):
+        raise RunError(f"{run.path}/history.csv: the best epoch, {results['best_epoch']}, has no val_mse")
+    model = load_model(run)
+    if list(model.weights) != best[["red", "green", "blue"]].tolist():
+        raise RunError(f"{run.path}: weights.pt and history.csv have other weights for epoch {results['best_epoch']}")
     known = {name: results[name] for name in kinds} | {"initial_weights": tuple(initial)}
-    return TrainResult(load_model(run), history, **known)
+    return TrainResult(model, history, **known)
 
 
 def _yardstick(trainer: Trainer) -> dict | None:
@@ -493,12 +503,13 @@ def load_least_squares(run: Run) -> LeastSquares | None:
     if found is None:
         return None
     try:
-        optimum = LeastSquares(**found | {"weights": tuple(map(float, found["weights"]))})
-        numbers = [*optimum.weights, *(float(value) for name, value in asdict(optimum).items() if name != "weights")]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path}/run.json: results of train: least_squares: {error}") from error
-    if len(optimum.weights) != 3 or not all(map(math.isfinite, numbers)):
-        raise RunError(f"{run.path}/run.json: results of train: least_squares: expected finite numbers, got {numbers}")
+        weights, *amounts = (found[field.name] for field in fields(LeastSquares))
+        sound = [type(weight) for weight in weights] == [float] * 3 and all(map(is_amount, amounts))
+        optimum = LeastSquares(**found | {"weights": tuple(weights)})
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{run.path}/run.json: results of train: least_squares: damaged ({error})") from error
+    if not sound or type(optimum.images) is not int:
+        raise RunError(f"{run.path}/run.json: results of train: least_squares: expected numbers, got {optimum}")
     return optimum
 
 
@@ -524,5 +535,7 @@ def load_config(run: Run) -> TrainConfig:
     parameters = run.stage_info("train")["parameters"]
     try:
         return TrainConfig(**{field.name: parameters[field.name] for field in fields(TrainConfig)})
-    except (KeyError, ParameterError) as error:
+    except KeyError as error:
+        raise RunError(f"{run.path}/run.json: parameters of train: has no {error}") from error
+    except ParameterError as error:
         raise RunError(f"{run.path}/run.json: parameters of train: {error}") from error

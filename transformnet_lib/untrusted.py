@@ -1,0 +1,172 @@
+"""Bytes from strangers as values: JSON, tables, arrays and tensors, without running anything that is in them.
+
+What is not as these functions describe it they refuse with an exception of any kind, before it takes much more memory
+or time than its own size. Texts are given as they are: who shows one escapes it.
+"""
+
+import csv
+import io
+import json
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked, so a larger one is refused
+MAX_TEXT_BYTES = 2**24  # 16 MiB; of JSON and tables, which grow when they are taken apart
+
+
+def parse_json(content: bytes) -> object:
+    """JSON as its standard has it, ValueError otherwise: no NaN, no number beyond int64 or float64, only Unicode."""
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is no number")
+
+    def whole(text: str) -> int:
+        if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+            raise ValueError(f"{text[:20]}… is too large a number")
+        return int(text)
+
+    def number(text: str) -> float:
+        return float(text) if math.isfinite(float(text)) else refuse(text[:20])
+
+    value = json.loads(content, parse_constant=refuse, parse_int=whole, parse_float=number)
+    json.dumps(value, ensure_ascii=False).encode()  # an escape may stand for half a character
+    return value
+
+
+def is_amount(value: object) -> bool:
+    """Whether `value` is a finite number from 0; True and "1" are none."""
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def parse_table(content: bytes, columns: dict[str, str]) -> pd.DataFrame:
+    """A CSV whose columns are exactly `columns` (name → "int", "float", "bool" or "str") and that has rows.
+
+    Whole numbers are from 0. Only floats can be missing, which is NaN.
+    """
+    text = content.decode()
+    header, *rows = _csv_rows(text) or [[]]
+    if header != list(columns):
+        raise ValueError(f"expected columns {', '.join(columns)}; got {', '.join(header)}")
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            raise ValueError(f"row {i}: expected {len(columns)} fields, got {len(row)}")
+    if not text.endswith("\n"):
+        raise ValueError("the last row is cut")
+    if not rows:
+        raise ValueError("has no rows")
+    table = {}
+    for (column, kind), fields in zip(columns.items(), zip(*rows, strict=True), strict=True):
+        parse, dtype = FIELDS[kind]
+        table[column] = pd.Series([parse(column, field) for field in fields], dtype=dtype)
+    return pd.DataFrame(table)
+
+
+def _csv_rows(text: str) -> list[list[str]]:
+    usual = csv.field_size_limit(MAX_TEXT_BYTES)  # raw_seconds can be longer than csv's 128 KiB
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    finally:
+        csv.field_size_limit(usual)
+
+
+def _whole(column: str, field: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,19}(\.0)?", field) or int(field.removesuffix(".0")) >= 2**63:
+        raise ValueError(f"{column}: expected a whole number from 0, got {field!r}")
+    return int(field.removesuffix(".0"))  # pandas writes it for a column that had gaps
+
+
+def _number(column: str, field: str) -> float:
+    if not re.fullmatch(r"-?(inf|[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?)|", field):
+        raise ValueError(f"{column}: expected a number, got {field!r}")
+    value = float(field or "nan")
+    if math.isinf(value) and not field.endswith("inf"):
+        raise ValueError(f"{column}: expected a number that float64 can hold, got {field!r}")
+    return value
+
+
+def _truth(column: str, field: str) -> bool:
+    if field not in ("True", "False"):
+        raise ValueError(f"{column}: expected True or False, got {field!r}")
+    return field == "True"
+
+
+def _text(column: str, field: str) -> str:
+    return field
+
+
+FIELDS = {"int": (_whole, "Int64"), "float": (_number, "float64"), "bool": (_truth, "boolean"), "str": (_text, "str")}
+
+
+def unpack_arrays(content: bytes, kinds: dict[str, tuple[str, int]]) -> dict[str, np.ndarray]:
+    """The arrays of an npz that holds exactly `kinds`: name → dtype and rank."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in kinds):
+            raise ValueError(f"expected the arrays {', '.join(kinds)}, got {', '.join(archive.namelist())}")
+        _refuse_if_large(archive.infolist())
+        for entry in archive.infolist():
+            with archive.open(entry) as file:  # NumPy takes the memory that a header asks for, whatever is behind it
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            wanted, rank = kinds[entry.filename.removesuffix(".npy")]
+            if dtype != wanted or len(shape) != rank:
+                raise ValueError(f"{entry.filename}: expected {wanted} of rank {rank}, got {dtype} {shape}")
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename}: {shape} are more than its {entry.file_size:,} bytes")
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {name: np.asarray(archive[name]) for name in kinds}
+
+
+def _refuse_if_large(entries: Sequence[zipfile.ZipInfo]) -> None:
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > MAX_BYTES:
+        raise ValueError(f"{unpacked:,} bytes unpacked, more than {MAX_BYTES:,}")
+
+
+def load_tensors(content: bytes) -> object:
+    """What `torch.save` wrote: tensors on the CPU and plain values, in dicts and lists."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        _refuse_if_large(archive.infolist())
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:  # torch.save never packs
+                raise ValueError(f"{entry.filename} is packed")
+            if entry.filename.endswith("data.pkl"):
+                _refuse_shared_tuples(archive.read(entry))
+    value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    _refuse_if_not_plain(value, most=len(content))
+    return value
+
+
+def _refuse_shared_tuples(pickled: bytes) -> None:
+    """A tuple of twice the same tuple of twice the same … takes time without end as soon as it is a dict's key."""
+    tuples, before = set(), ""
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "MEMOIZE" or ("GET" in operation.name and argument in tuples):
+            raise ValueError("a tuple that is used again")
+        if "PUT" in operation.name and before.startswith("TUPLE"):
+            tuples.add(argument)
+        before = operation.name
+
+
+def _refuse_if_not_plain(value: object, *, most: int) -> None:
+    """Using a list again and again, a short pickle can stand for more values than there is memory for."""
+    left, count = [value], 1
+    while left:
+        part = left.pop()
+        if isinstance(part, dict | list | tuple):
+            left += part.values() if isinstance(part, dict) else part
+            count += len(part)
+        elif isinstance(part, torch.Tensor):
+            plain = part.layout == torch.strided and part.device.type == "cpu"
+            if not plain or part.numel() * part.element_size() > MAX_BYTES:
+                raise ValueError(f"a tensor {tuple(part.shape)} that is not plain, or too large")
+        elif not isinstance(part, str | int | float | None):
+            raise ValueError(f"a {type(part).__name__}")
+        if count > most:
+            raise ValueError("more values than bytes")

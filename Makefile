@@ -46,8 +46,10 @@ test: install
 notebooks: install
 	$(BIN)/python -m transformnet_lib.refresh
 
+# Trusted, since JupyterLab shows no pictures of notebooks that somebody else executed.
 lab: install
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter trust notebooks/*.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab notebooks
 
 tensorboard: install
 	$(BIN)/tensorboard --logdir runs

@@ -6,7 +6,9 @@ into a notebook beside the picture for where no widgets run. Nothing here writes
 
 import html
 import io
-import shlex
+import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from .training import TrainConfig, Trainer
 CHANNELS = ("red", "green", "blue")
 DIRECTIONS = ("flattest", "middle", "steepest")
 MOST_IMAGES = 10_000  # whose MSE follows the sliders: 30 ms a change; more would lag behind the hand
+STEP = 0.001  # of a weight's slider
 REACHES = (1.0, 0.1, 0.01)  # of the error map's colours
 UPLOAD = ".bmp,.jpeg,.jpg,.png,.ppm,.tif,.tiff,.webp"
 
@@ -43,11 +46,10 @@ class Pictures(widgets.VBox):
     def __init__(self, redraw: Callable[..., None]):
         self.titles = [widgets.HTML() for _ in range(4)]
         self.images = [widgets.Image(format="png") for _ in range(4)]
-        self.reach = widgets.ToggleButtons(
-            options=REACHES, value=0.1, description="error: ±", style={"button_width": "50px"}
-        )
+        self.reach = widgets.Dropdown(options=REACHES, value=0.1, description="error up to")
         self.reach.observe(redraw, "value")
-        columns = [widgets.VBox(pair) for pair in zip(self.titles, self.images, strict=True)]
+        layout = {"flex": "0 0 auto", "margin": "0 8px 0 0"}  # each at its own size
+        columns = [widgets.VBox(pair, layout=layout) for pair in zip(self.titles, self.images, strict=True)]
         super().__init__([widgets.HBox(columns, layout={"flex_flow": "row wrap"}), self.reach])
 
     def draw(self, image: torch.Tensor, target: torch.Tensor, output: torch.Tensor) -> None:
@@ -76,14 +78,20 @@ def weight_sliders(dataset: CustomDataset, presets: Mapping[str, Sequence[float]
     limit = max(1.0, *(abs(weight) for weights in presets.values() for weight in weights))
     preset = widgets.Dropdown(options=list(presets), description="weights of")
     sliders = [
-        widgets.FloatSlider(min=-limit, max=limit, step=0.01, readout_format=".3f", description=name)
+        widgets.FloatSlider(min=-limit, max=limit, step=STEP, readout_format=".3f", description=name)
         for name in CHANNELS
     ]
     number = widgets.IntSlider(example, max=len(images) - 1, description="image")
     text = widgets.HTML()
 
     def draw(_=None) -> None:
-        weights = torch.tensor([slider.value for slider in sliders])
+        # The page rounds what it is told to the sliders' step and tells it back: then the preset's own weight is meant
+        weights = torch.tensor(
+            [
+                weight if abs(slider.value - weight) < 0.6 * STEP else slider.value
+                for slider, weight in zip(sliders, presets[preset.value], strict=True)
+            ]
+        )
         outputs = torch.mv(colours.mT, weights).clamp_(0, 1)
         i = number.value
         pictures.draw(images[i], targets.view(size)[i], outputs.view(size)[i])
@@ -292,7 +300,7 @@ class RunChooser:
         found = sorted(str(path.parent) for path in Path(runs_dir).glob("*/run.json"))
         options = [(Path(path).resolve().name, path) for path in dict.fromkeys([*given, *found])]
         self.choice = widgets.SelectMultiple(
-            options=options, value=given, description="runs", rows=min(8, len(options))
+            options=options, value=given, description="runs", rows=min(8, len(options) + 1)
         )
         self.text, self.picture = widgets.HTML(), widgets.Image(format="png")
         self.choice.observe(self.draw, "value")
@@ -327,16 +335,23 @@ def tensorboard_button(logdir: str) -> widgets.Widget:
     The same as `%tensorboard --logdir …`, which would start a server wherever the notebook is executed. The server
     ends with the kernel.
     """
-    button = widgets.Button(description="start TensorBoard", icon="line-chart")
+    button = widgets.Button(description="start TensorBoard", icon="line-chart", layout={"width": "max-content"})
     output = widgets.Output()
 
     def start(_) -> None:
-        from tensorboard import notebook  # here: 0.3 s, and only who presses the button needs it
+        from tensorboard import manager, notebook  # here: 0.3 s, and only who presses the button needs it
 
         found = any(Path(logdir).glob("**/events.out.tfevents.*"))
+        folder = logdir if found else str(reference_run().path.parent)
+        # A kernel's PATH need not have the environment that it runs in
+        os.environ.setdefault("TENSORBOARD_BINARY", shutil.which("tensorboard", path=Path(sys.executable).parent) or "")
         output.clear_output()
         with output:
-            notebook.start(f"--logdir {shlex.quote(logdir if found else str(reference_run().path.parent))}")
+            started = manager.start(["--logdir", folder])
+            if isinstance(started, manager.StartLaunched | manager.StartReused):
+                notebook.display(port=started.info.port, height=700)
+            else:
+                print(f"TensorBoard did not start: {started}")
 
     button.on_click(start)
     return widgets.VBox([button, output])

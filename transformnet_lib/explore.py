@@ -145,12 +145,12 @@ def image_explorer(weights: Sequence[float], image: torch.Tensor, pipeline: Pipe
         nonlocal shown
         file = upload.value[0]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, Path(file.name).name)
-            path.write_bytes(file.content)
+            path = Path(folder, Path(file["name"]).name)
+            path.write_bytes(file["content"])
             try:
                 shown = torch.from_numpy(decode_image(path).copy())
             except TransformnetError as error:
-                text.value = str(error).removeprefix(f"{folder}/")
+                text.value = html.escape(str(error).replace(os.path.join(folder, ""), ""), quote=False)
                 return
         draw()
 
@@ -314,7 +314,7 @@ class RunChooser:
                 table = weights_table(runs).to_html(index=False, border=0)
             figure = runs_figure(runs)
         except TransformnetError as error:
-            self.text.value = html.escape(str(error))
+            self.text.value = html.escape(str(error), quote=False)
             return
         self.text.value = f'<div class="jp-RenderedHTMLCommon">{table}</div>'
         self.picture.value = figure_png(figure)

@@ -53,8 +53,10 @@ notebooks: install
 LAB_OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \
   --LabApp.extension_manager=readonly
 
+# Trusted, since JupyterLab shows no pictures of notebooks that somebody else executed.
 lab: install
-	$(BIN)/jupyter lab $(LAB_OFFLINE) notebooks
+	$(BIN)/jupyter trust notebooks/*.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab $(LAB_OFFLINE) notebooks
 
 tensorboard: install
 	$(BIN)/tensorboard --logdir runs

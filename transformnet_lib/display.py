@@ -6,38 +6,59 @@ notebook as well.
 """
 
 import io
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
+from ipywidgets import Widget
 from matplotlib.figure import Figure
 
 from .findings.text import escape
 
-
-def show_text(markdown: str) -> None:
-    """Show computed prose, Markdown with `$…$` maths."""
-    display(Markdown(markdown))
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def show_figure(figure: Figure, *, label: str, caption: str, alt: str) -> None:
-    """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"; `alt` is Markdown too."""
-    svg = io.StringIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})  # without the date equal figures are equal bytes
+def show_text(markdown: str, *, widget: Widget | None = None) -> None:
+    """Show computed prose, Markdown with `$…$` maths; with `widget`, that where widgets run."""
+    if widget is None:
+        display(Markdown(markdown))
+    else:
+        display({"text/markdown": markdown, "text/plain": markdown} | _view(widget), raw=True)
+
+
+def show_figure(figure: Figure, *, label: str, caption: str, alt: str, widget: Widget | None = None) -> None:
+    """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"; `alt` is Markdown too.
+
+    With `widget`, that is shown where widgets run, and the figure in exports, on GitHub and the like.
+    """
+    display(_drawn(figure, label) | _view(widget), raw=True, metadata={"transformnet": {"label": label, "alt": alt}})
     plt.close(figure)
-    bundle = {"image/svg+xml": svg.getvalue(), "text/plain": f"<figure {label}>"}
-    display(bundle, raw=True, metadata={"transformnet": {"label": label, "alt": alt}})
     _show_caption(label, caption)
 
 
-def show_table(table: pd.DataFrame, *, label: str, caption: str, index: bool = False) -> None:
-    """Show a table with its caption; its values as they are, so format them first. `label` starts with "tab-"."""
+def show_live_figure(figure: Figure, *, label: str, caption: str, alt: str) -> Callable[[], None]:
+    """As `show_figure`; call what it returns to show the figure again, in the same place, after drawing on it."""
+    metadata = {"transformnet": {"label": label, "alt": alt}}
+    shown = display(_drawn(figure, label), raw=True, metadata=metadata, display_id=True)
+    plt.close(figure)
+    _show_caption(label, caption)
+    return lambda: shown.update(_drawn(figure, label), raw=True, metadata=metadata)
+
+
+def show_table(
+    table: pd.DataFrame, *, label: str, caption: str, index: bool = False, widget: Widget | None = None
+) -> None:
+    """Show a table with its caption; its values as they are, so format them first. `label` starts with "tab-".
+
+    With `widget`, that is shown where widgets run.
+    """
     with pd.option_context("display.max_colwidth", None):  # else long texts are cut
         bundle = {
             "text/html": table.to_html(index=index, border=0, na_rep="–"),
             "text/plain": table.to_string(index=index, na_rep="–"),
         }
-    display(bundle, raw=True, metadata={"transformnet": {"label": label}})
+    display(bundle | _view(widget), raw=True, metadata={"transformnet": {"label": label}})
     _show_caption(label, caption)
 
 
@@ -59,6 +80,18 @@ def show_front(*, title: str, author: str, date: str) -> None:
         raw=True,
         metadata={"transformnet": {"front": front}},
     )
+
+
+def _view(widget: Widget | None) -> dict[str, dict]:
+    """A widget as one more form of an output: frontends that run widgets take it, all others the rest."""
+    return {} if widget is None else {WIDGET: widget._repr_mimebundle_()[WIDGET]}
+
+
+def _drawn(figure: Figure, label: str) -> dict[str, str]:
+    """The figure as an output of a notebook, by MIME type."""
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})  # without the date equal figures are equal bytes
+    return {"image/svg+xml": svg.getvalue(), "text/plain": f"<figure {label}>"}
 
 
 def _show_caption(label: str, caption: str) -> None:

@@ -4,6 +4,7 @@ One style for all (`use_style`), sized for a 160 mm text column. Colours are Oka
 colour-blind readers, and every line differs from the others in its dash or marker too, for print in black and white.
 """
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.patches import Ellipse
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from PIL import Image
 from torch import Tensor
 
 TEXT_WIDTH = 6.3  # inches, 160 mm
@@ -272,3 +275,85 @@ def _plain_log_ticks(axis: Axis) -> None:
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(ScalarFormatter())
+
+
+def png(values: np.ndarray, *, side: int = 168) -> bytes:
+    """A picture as PNG, its pixels enlarged to squares, about `side` pixels wide; a larger one is reduced to that.
+
+    `values` is uint8 `(h, w, 3)`, or float `(h, w)` in [0, 1] for grey. A few milliseconds, where a Matplotlib figure
+    takes a hundred, so that it can follow a slider.
+    """
+    picture = Image.fromarray(values if values.dtype == np.uint8 else np.round(255 * values).astype(np.uint8))
+    longest = max(picture.size)
+    factor = side // longest if longest <= side else side / longest
+    size = [max(1, round(pixels * factor)) for pixels in picture.size]
+    file = io.BytesIO()
+    picture.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX).save(file, "png")
+    return file.getvalue()
+
+
+def error_colours(errors: np.ndarray, scale: float) -> np.ndarray:
+    """Errors `(h, w)` as uint8 `(h, w, 3)` colours, those of `comparison`: from -scale, orange, to +scale, purple."""
+    return plt.get_cmap("PuOr")((errors / scale + 1) / 2, bytes=True)[..., :3]
+
+
+def loss_contours(ax: Axes, curvatures: tuple[float, float], paths: Mapping[str, np.ndarray]) -> Axes:
+    """Draw the loss a x² + b y², (a, b) = `curvatures`, as one contour a power of ten, and trainings' paths over it.
+
+    Each path is `(steps, 2)`, relative to the optimum (the cross), from the start (the large marker) on. Both axes have
+    the same scale, so that a valley looks as narrow as it is.
+    """
+    for k, (label, path) in enumerate(paths.items()):
+        style = {
+            "color": COLOURS[k % len(COLOURS)],
+            "marker": MARKERS[k % len(MARKERS)],
+            "markevery": [0],
+            "markersize": 8 - 2 * k,
+        }
+        ax.plot(*path.T, linestyle=DASHES[k % len(DASHES)], linewidth=1.1, label=label, **style)
+    ax.plot(0, 0, color="black", marker="+", markersize=11, zorder=3)
+    points = np.concatenate([*paths.values(), [[0, 0]]])
+    low, high = points.min(0), points.max(0)
+    # A tenth beyond the paths, and neither axis so short beside the other that nothing can be seen along it
+    half = np.maximum(0.6 * (high - low), 0.6 * (high - low).max() / [1.6, 3.5])
+    (left, bottom), (right, top) = (low + high) / 2 - half, (low + high) / 2 + half
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    highest = curvatures[0] * max(left**2, right**2) + curvatures[1] * max(bottom**2, top**2)
+    levels = np.arange(-6, math.ceil(math.log10(highest)) + 1)
+    for power, grey in zip(levels[::-1], np.linspace(0.6, 1, len(levels)), strict=True):
+        axes_lengths = 2 * np.sqrt(10.0**power / np.asarray(curvatures))  # a contour of a quadratic is an ellipse
+        ax.add_patch(Ellipse((0, 0), *axes_lengths, facecolor=str(grey), edgecolor="#999999", linewidth=0.5, zorder=0))
+    ax.grid(visible=False)
+    return ax
+
+
+def distance_curves(ax: Axes, distances: Mapping[str, np.ndarray]) -> Axes:
+    """Draw how far a training's weights are from the optimum, a line a direction, over its steps."""
+    for k, (label, distance) in enumerate(distances.items()):
+        ax.plot(np.abs(distance), color=COLOURS[k], linestyle=DASHES[k], linewidth=0.8, label=label)
+    ax.set_yscale("log")
+    ax.set_xlabel("step (0: the random start)")
+    return ax
+
+
+def training_progress(
+    axes: Sequence[Axes], history: Sequence[dict], initial: Sequence[float], optimum: Sequence[float]
+) -> Sequence[Axes]:
+    """Draw a training so far on two Axes, anew: both MSEs, and the weights from the `initial` ones on.
+
+    `history` has the epochs' rows, with the weights after each; `optimum` is (red, green, blue).
+    """
+    left, right = axes
+    left.clear()
+    right.clear()
+    table = pd.DataFrame(history)
+    for k, (column, label) in enumerate({"train_mse": "training", "val_mse": "validation"}.items()):
+        left.plot(table["epoch"], table[column], color=COLOURS[k], marker=MARKERS[k], linestyle=DASHES[k], label=label)
+    left.set_yscale("log")
+    left.set_xlabel("epoch")
+    left.set_ylabel("MSE")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend()
+    start = pd.DataFrame([[0, *initial]], columns=["epoch", "red", "green", "blue"])
+    weight_paths(right, pd.concat([start, table[start.columns]], ignore_index=True), optimum)
+    return axes

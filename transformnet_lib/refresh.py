@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from .display import WIDGET
 from .errors import NotebookError, TransformnetError
 from .report import KERNEL_ARGUMENTS, NOTEBOOKS, ROOT
 from .runs import write_atomic
@@ -30,7 +31,11 @@ def committed(path: Path) -> NotebookNode | None:
 
 
 def normalise(notebook: NotebookNode, before: NotebookNode | None) -> None:
-    """Drop progress bars, times and paths from `notebook`; take outputs of unchanged clock cells from `before`."""
+    """Drop progress bars, times, paths and widgets from `notebook`; unchanged clock cells keep their old outputs.
+
+    A widget is nothing without its kernel; what stands beside it for where no widgets run is kept.
+    """
+    notebook.metadata.pop("widgets", None)
     clocks = {cell.source: cell.outputs for cell in before.cells if is_clock(cell)} if before else {}
     for cell in notebook.cells:
         for name in ("execution", "papermill"):
@@ -38,6 +43,8 @@ def normalise(notebook: NotebookNode, before: NotebookNode | None) -> None:
         if cell.cell_type == "code":
             cell.outputs = clocks.get(cell.source) if is_clock(cell) and clocks.get(cell.source) else cell.outputs
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}  # without the version
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     notebook.metadata.update(language_info=language, kernelspec=kernel)

@@ -201,6 +201,8 @@ class Run:
     """
 
     def __init__(self, run_dir: str | Path):
+        if not isinstance(run_dir, str | Path) or run_dir == "":
+            raise ParameterError(f"run_dir: expected the path of a folder, got {run_dir!r}")
         self.path = Path(run_dir)
         self.label = self.path.resolve().name
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,22 @@ def test_the_study_takes_the_geometry_too(own_run):
     assert ours["TransformNet, the fast way"] < 0.5
     assert ours["Pillow, image by image"] < 3  # grey levels: it would be over 100 if it flipped
     assert (study["sizes"]["reason"] == "").all()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ([], ""),
+        (["OUTPUT_SIZE=64", "HFLIP=0", "VFLIP=0"], "--output-size '64' --no-hflip --no-vflip"),
+        (["HFLIP=1"], "--hflip"),
+    ],
+)
+def test_make_report_takes_the_geometry(given, options):
+    root = Path(__file__).parents[1]
+    done = subprocess.run(["make", "-n", "report", *given], cwd=root, capture_output=True, text=True)
+    _, _, arguments = done.stdout.partition(".venv/bin/transformnet report")
+    assert arguments.replace("\\\n", " ").split() == options.split()
 
 
 def test_images_and_outputs_need_not_be_square(tmp_path):

@@ -138,7 +138,7 @@ def _outputs(
     No more are decoded at once than fit in `HELD_BYTES`, if they are no larger than those before.
     """
     outputs: list[Tensor] = []
-    largest, start = 2**24, 0  # bytes of an image: a guess, until the first are there
+    largest, start = HELD_BYTES, 0  # bytes of an image; the first goes alone, since its size is not known
     while start < len(files):
         images = list(pool.map(decode_image, files[start : start + max(1, HELD_BYTES // largest)]))
         largest = max(image.nbytes for image in images)

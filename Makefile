@@ -5,8 +5,8 @@
 #   make study                                        the same with a closer look: 20 seeds, other libraries, cost over size
 #   make report TITLE="My title" AUTHOR="My name"     as something to hand in
 #
-# Options of `make report`: DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE LIMIT PRESET SEED EPOCHS REPEATS TITLE AUTHOR
-# RUN RUNS_DIR OUT FORCE=1; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name several.
+# Options of `make report`: DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE HFLIP=0 VFLIP=0 LIMIT PRESET SEED EPOCHS REPEATS
+# TITLE AUTHOR RUN RUNS_DIR OUT FORCE=1; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name several.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,13 +27,14 @@ given = $(findstring command line,$(origin $(1)))
 # Values reach the command as they were typed, whatever signs are in them.
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))
+switch = $(if $(call given,$(1)),--$(if $(filter 0,$(value $(1))),no-)$(2))
 flags = $(if $(call given,$(1)),$(foreach word,$(value $(1)),--$(2) $(call quoted,$(word))))
 
 report study: install
 	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(call flags,RUN,run) $(call flags,DEVICE,device) \
 	  $(call flags,PRESET,preset) $(call flag,DATA,data) \
 	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
-	  $(call flag,OUTPUT_SIZE,output-size) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
+	  $(call flag,OUTPUT_SIZE,output-size) $(call switch,HFLIP,hflip) $(call switch,VFLIP,vflip) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
 	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \
 	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),$(if $(filter 1,$(FORCE)),--force))
 

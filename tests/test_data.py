@@ -105,7 +105,7 @@ def test_a_size_that_is_none_is_refused(size):
 
 @pytest.mark.parametrize("name", ["hflip", "vflip"])
 def test_a_flip_is_true_or_false(name):
-    assert f"{name}: expected true or false, got 1" in refusal(lambda: Pipeline(**{name: 1}), ParameterError)
+    assert f"{name}: expected True or False, got 1" in refusal(lambda: Pipeline(**{name: 1}), ParameterError)
 
 
 def test_bytes_become_floats_from_0_to_1_and_floats_stay():

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from transformnet_lib import load_model
+from transformnet_lib import cli, inference, load_model, machine
 from transformnet_lib.data import decode_image, image_files
 from transformnet_lib.errors import DataError, ParameterError, RunError
 from transformnet_lib.inference import export_onnx, infer_folder
+from transformnet_lib.model import FoldedTransformNet
 from transformnet_lib.pipeline import to_float
 
 BIN = Path(sys.executable).parent
@@ -51,7 +52,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 def test_each_image_becomes_a_picture_of_the_models_output(run, images, tmp_path):
     assert infer_folder(run, images, tmp_path / "out", batch_size=7, device="cpu") == 31
     wanted = expected(run, images)
-    assert set(listing(tmp_path / "out")) == {f"{name}.png" for name in wanted} | {"infer.json"}
+    assert set(listing(tmp_path / "out")) == {f"{name}.png" for name in wanted} | {".infer.json"}
     for name, output in wanted.items():
         drawn = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
         assert drawn.dtype == np.uint8
@@ -65,6 +66,24 @@ def test_shards_hold_the_names_and_the_exact_outputs(run, images, tmp_path):
     found = {name: row for shard in shards for name, row in zip(shard["names"], shard["outputs"], strict=True)}
     for name, output in expected(run, images).items():
         assert np.abs(found[name] - output.numpy()).max() < 1e-6
+
+
+def test_no_more_images_are_held_than_fit_in_the_bytes_allowed(run, images, tmp_path, monkeypatch):
+    infer_folder(run, images, tmp_path / "whole", device="cpu")
+    held, decode = [], inference.decode_image
+    monkeypatch.setattr(inference, "decode_image", lambda path: held.append(path) or decode(path))
+    monkeypatch.setattr(inference, "HELD_BYTES", 5 * 40 * 36 * 3)  # five of the larger images
+    forward, most = FoldedTransformNet.forward, []
+
+    def counted(model, batch):
+        most.append(len(held))
+        held.clear()
+        return forward(model, batch)
+
+    monkeypatch.setattr(FoldedTransformNet, "forward", counted)
+    infer_folder(run, images, tmp_path / "out", device="cpu")
+    assert max(most) <= 7  # the smaller images are less than three quarters of those bytes
+    assert listing(tmp_path / "out") == listing(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("form", ["png", "npz"])
@@ -110,7 +129,8 @@ def test_a_killed_command_goes_on_to_the_same_end(run, images, tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) < 431
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    left = {name for name in listing(tmp_path / "out") if not Path(name).name.startswith(".")}  # a killed write's rest
+    rest = {path.name for path in (tmp_path / "out").rglob(".*.png.*")}  # of the writes that were killed
+    left = {name for name in listing(tmp_path / "out") if Path(name).name not in rest}
     assert left == set(listing(tmp_path / "whole"))
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in left)
 
@@ -186,3 +206,17 @@ def test_the_onnx_command_says_where_the_file_is(run, tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'm.onnx'}\n")
     done = subprocess.run([BIN / "transformnet", "export", run.path, "--to", "tflite"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: to: expected onnx, got 'tflite'\n")
+
+
+@pytest.mark.parametrize(
+    ("device", "taken"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")]
+)
+def test_under_torchrun_each_process_takes_its_own_cuda_device(monkeypatch, tmp_path, device, taken):
+    asked = {}
+    monkeypatch.setattr(machine, "available_devices", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(inference, "infer_folder", lambda *_, **options: asked.update(options) or 0)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    cli.infer(tmp_path, images=tmp_path, out=tmp_path, device=device)
+    assert asked["device"] == taken

@@ -60,17 +60,6 @@ def test_the_reference_run_is_complete_and_small():
     assert sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) < 500_000
 
 
-def test_readme_names_only_files_and_commands_that_exist():
-    text = (ROOT / "README.md").read_text()
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE))
-    assert {"report", "test"} <= targets
-    for target in targets:
-        assert re.search(rf"^([a-z]+ )*{target}( [a-z]+)*:", makefile, re.MULTILINE), target
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / link).exists(), link
-
-
 def test_reliability_names_only_tests_that_exist():
     text = (ROOT / "docs/reliability.md").read_text()
     tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))

@@ -228,13 +228,14 @@ def infer(
 ) -> None:
     """Apply a run's model to a folder of images of any size; the same command goes on after a kill.
 
-    Under torchrun each process takes its share of the images.
+    Under torchrun each process takes its share of the images, and its own CUDA device.
     """
     from .inference import infer_folder
+    from .machine import resolve_device
     from .runs import Run
 
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ and str(resolve_device(device)) == "cuda":  # each process a device of its own
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     count = infer_folder(
         Run(run), images, out, form=form, batch_size=batch_size, device=device, rank=rank, world_size=world_size

@@ -111,6 +111,8 @@ def load_images(
 
 def resolve_source(data: str, data_path: str | Path = "data") -> str:
     """Return `data` with "auto" decided: "cifar10" if it lies in `data_path`, else "photos"."""
+    if not isinstance(data_path, str | Path):
+        raise ParameterError(f"data_path: expected the path of a folder, got {data_path!r}")
     if data == "auto":
         return "cifar10" if (Path(data_path) / CIFAR10_FOLDER).is_dir() else "photos"
     if data not in ("photos", "cifar10") and not (isinstance(data, str) and data.startswith("folder:")):

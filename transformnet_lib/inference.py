@@ -21,7 +21,9 @@ from .runs import Run, write_atomic
 from .training import load_model
 
 FORMATS = ("png", "npz")
-BATCH_SIZE = 512  # images that are held at once; also those of one npz shard
+BATCH_SIZE = 512  # images that are held at once, at most; also those of one npz shard
+HELD_BYTES = 2**27  # of decoded images held at once (twice, and as float32): 43,000 of 32×32 pixels, 3 of 12 megapixels
+NOTE = ".infer.json"  # which model the results in a folder are of; hidden, since the folder is for the results
 OPSET = 17  # of ONNX; old enough for runtimes of 2022
 
 
@@ -42,7 +44,7 @@ def infer_folder(
     images hold `names` (paths below `images`) and `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1]. Images may
     differ in size. Each file is written whole or not at all, and what is there already is left as it is, so that the
     same call goes on after a kill. Of `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th
-    image.
+    image; the progress bar is rank 0's.
     Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results.
     """
     images, out = Path(images), Path(out)
@@ -66,8 +68,11 @@ def infer_folder(
     total = sum(1 for _ in mine())
     if not total and not rank:
         raise DataError(f"images: no images below {images}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    done = 0
-    with ThreadPoolExecutor() as pool, tqdm(total=total, unit="image", disable=rank > 0) as bar:  # Pillow frees the GIL
+    done, share = 0, f"rank 0 of {world_size}" if world_size > 1 else None
+    with (
+        ThreadPoolExecutor() as pool,  # Pillow frees the GIL
+        tqdm(total=total, unit="image", desc=share, disable=rank > 0) as bar,
+    ):
         for number, files in enumerate(_parts(mine(), batch_size)):
             names = [file.relative_to(images).as_posix() for file in files]
             if form == "png":
@@ -98,7 +103,7 @@ def _names_in(shard: Path) -> list[str]:
 
 def _claim(out: Path, record: dict) -> None:
     """Note in `out` whose results it holds; RunError if they are another's."""
-    path = out / "infer.json"
+    path = out / NOTE
     record = json.loads(json.dumps(record))
     if path.exists():
         try:
@@ -120,14 +125,22 @@ def _parts(files: Iterator[Path], size: int) -> Iterator[list[Path]]:
 def _outputs(
     model: FoldedTransformNet, files: Sequence[Path], device: torch.device, pool: ThreadPoolExecutor
 ) -> list[Tensor]:
-    """The model's output for each file, `(1, height, width)` on the CPU; images of one size go through together."""
-    images = list(pool.map(decode_image, files))
-    outputs: list[Tensor] = [torch.empty(0)] * len(files)
-    for shape in dict.fromkeys(image.shape for image in images):
-        chosen = [i for i, image in enumerate(images) if image.shape == shape]
-        batch = torch.from_numpy(np.stack([images[i] for i in chosen])).to(device)
-        for i, output in zip(chosen, model(batch).cpu(), strict=True):
-            outputs[i] = output
+    """The model's output for each file, `(1, height, width)` on the CPU; images of one size go through together.
+
+    No more are decoded at once than fit in `HELD_BYTES`, if they are no larger than those before.
+    """
+    outputs: list[Tensor] = []
+    largest, start = HELD_BYTES, 0  # bytes of an image; the first goes alone, since its size is not known
+    while start < len(files):
+        images = list(pool.map(decode_image, files[start : start + max(1, HELD_BYTES // largest)]))
+        largest = max(image.nbytes for image in images)
+        outputs += [torch.empty(0)] * len(images)
+        for shape in dict.fromkeys(image.shape for image in images):
+            chosen = [i for i, image in enumerate(images) if image.shape == shape]
+            batch = torch.from_numpy(np.stack([images[i] for i in chosen])).to(device)
+            for i, output in zip(chosen, model(batch).cpu(), strict=True):
+                outputs[start + i] = output
+        start += len(images)
     return outputs
 
 

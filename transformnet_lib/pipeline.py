@@ -41,10 +41,10 @@ class Pipeline:
     vflip: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "size", check_size("size", self.size))
+        object.__setattr__(self, "size", check_size("output_size", self.size))
         for name in ("hflip", "vflip"):
             if type(getattr(self, name)) is not bool:
-                raise ParameterError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+                raise ParameterError(f"{name}: expected True or False, got {getattr(self, name)!r}")
 
     @property
     def flip_axes(self) -> tuple[int, ...]:

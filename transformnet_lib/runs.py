@@ -298,6 +298,8 @@ class Run:
     """
 
     def __init__(self, run_dir: str | Path):
+        if not isinstance(run_dir, str | Path) or run_dir == "":
+            raise ParameterError(f"run_dir: expected the path of a folder, got {run_dir!r}")
         self.path = Path(run_dir)
         self.shipped = self.path.resolve().parent == REFERENCE
         self.label = self.path.resolve().name + SHIPPED_SIGN * self.shipped

@@ -59,7 +59,7 @@ def study_seeds(
 def check_seeds(presets: Sequence[str], seeds: Sequence[int]) -> None:
     """ParameterError unless `presets` are names of presets and `seeds` whole numbers, at least one of each."""
     if not isinstance(seeds, list | tuple | range) or not seeds:
-        raise ParameterError(f"seeds: expected a list of whole numbers, got {seeds!r}")
+        raise ParameterError(f"seeds: expected a list of whole numbers, or how many (from 1), got {seeds!r}")
     if not isinstance(presets, list | tuple) or not presets or any(preset not in list(PRESETS) for preset in presets):
         raise ParameterError(f"presets: expected a list of {', '.join(PRESETS)}, got {presets!r}")
     for seed in seeds:

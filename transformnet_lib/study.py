@@ -27,7 +27,7 @@ def study_run(
     train_set: CustomDataset,
     test_set: CustomDataset,
     *,
-    seeds: Sequence[int] = SEEDS,
+    seeds: int | Sequence[int] = SEEDS,
     presets: Sequence[str] = PRESETS_STUDIED,
     sizes: Sequence[int] = SIZES,
     repeats: int = REPEATS,
@@ -35,8 +35,10 @@ def study_run(
 ) -> dict[str, pd.DataFrame]:
     """A run's `study` stage, on the device it was trained on: seeds.csv, peers.csv and sizes.csv; see `load_study`.
 
-    An interrupted study goes on after the last seed, or the last of the three tables.
+    `seeds` are the seeds, or how many: from 0 up. An interrupted study goes on after the last seed, or the last of the
+    three tables.
     """
+    seeds = range(seeds) if type(seeds) is int and seeds > 0 else seeds
     check_seeds(presets, seeds)  # before anything is discarded
     check_sizes(sizes)
     if type(repeats) is not int or repeats < 1:

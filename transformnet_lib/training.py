@@ -75,7 +75,7 @@ class TrainConfig:
             raise ParameterError(f"val_fraction: expected a number between 0 and 1, got {self.val_fraction!r}")
         for name in ("clamp", "whiten"):
             if type(getattr(self, name)) is not bool:
-                raise ParameterError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+                raise ParameterError(f"{name}: expected True or False, got {getattr(self, name)!r}")
 
     @classmethod
     def from_preset(cls, preset: str, **changes) -> "TrainConfig":

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from transformnet_lib import Run, TrainConfig, paper, train
+from transformnet_lib import Pipeline, Run, TrainConfig, paper, train
 from transformnet_lib.comparison import compare_run
 from transformnet_lib.findings import abstract, learning, places, speed, studies, table1
 from transformnet_lib.findings.claims import claims
@@ -516,3 +516,23 @@ def test_seeds_are_summed_up_by_preset():
     text = studies.seeds_text(seeds)
     assert "`paper`, 1 start of 3 is dead; the largest weight error of the others is between 0.1 and 0.3." in text
     assert "With the preset `precise`, no start of 3 is dead" in text
+
+
+# Another geometry
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "size", "told", "flip"),
+    [
+        (Pipeline(), 32, "measured anew", "**Flip** horizontally and vertically."),
+        (Pipeline(hflip=False), 32, "but for the geometry: here images of 32×32", "**Flip** vertically."),
+        (Pipeline((64, 64), False, False), 96, "but for the geometry: here images of 96×96", None),
+    ],
+)
+def test_a_geometry_that_is_not_the_papers_is_said(pipeline, size, told, flip):
+    info = {"images": {"size": [size, size]}}
+    run = SimpleNamespace(pipeline=pipeline, stage_info=lambda name: info)
+    assert told in abstract.subject([run])
+    steps = learning.model_steps(pipeline)
+    assert (flip in steps) if flip else ("Flip" not in steps)
+    assert f"to {pipeline.size[0]}×{pipeline.size[1]} pixels" in steps

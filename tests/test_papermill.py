@@ -43,14 +43,18 @@ def execute(name: str, **given) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameter", "type_name"),
-    [(name, key, found["inferred_type_name"]) for name in STAGES for key, found in parameters(name).items()],
+    [
+        (name, key, found["inferred_type_name"])
+        for name in (*STAGES, "report")
+        for key, found in parameters(name).items()
+    ],
 )
 def test_a_value_of_the_wrong_type_is_one_clear_line_and_writes_nothing(
     name, parameter, type_name, tmp_path, monkeypatch, run
 ):
     monkeypatch.chdir(tmp_path)
     value = wrong(type_name)
-    given = {"run_dir": str(run.path)} if name != "train" else {"run_dir": "r"}
+    given = {"runs": [str(run.path)]} if name == "report" else {"run_dir": "r" if name == "train" else str(run.path)}
     with pytest.raises(TransformnetError, match=rf"{parameter}\b.*{value!r}") as caught:
         execute(name, **given | {parameter: value})
     assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from IPython.display import Markdown, display
 from ipywidgets import Widget
 from matplotlib.figure import Figure
 
+from .errors import ParameterError
 from .findings.text import escape
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -72,7 +73,10 @@ def show_numbers(numbers: dict) -> None:
 
 
 def show_front(*, title: str, author: str, date: str) -> None:
-    """Show the title block; `date` as YYYY-MM-DD."""
+    """Show the title block; `date` as YYYY-MM-DD. Raises ParameterError for what is no text."""
+    for name, text in (("title", title), ("author", author)):
+        if not isinstance(text, str):
+            raise ParameterError(f"{name}: expected text, got {text!r}")
     front = {"title": title, "author": author, "date": date}
     byline = ", ".join(filter(None, [author, date]))
     display(

@@ -230,6 +230,8 @@ def open_runs(run_dirs: Sequence[str | Path]) -> "list[Run]":
     Each must be trained; all must share the pipeline and the test images, and have different labels (folder names).
     Raises RunError otherwise.
     """
+    if not isinstance(run_dirs, list | tuple):
+        raise ParameterError(f"runs: expected a list of run directories, got {run_dirs!r}")
     runs = [Run(run_dir) for run_dir in run_dirs] or [reference_run()]
     for run in runs:
         run.require("train")

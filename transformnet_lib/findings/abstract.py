@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..pipeline import GRAY_WEIGHTS
+from ..pipeline import GRAY_WEIGHTS, Pipeline
 from ..runs import Run
 from ..timing import MAX_MSE
 from ..training import load_config, load_training
@@ -94,6 +94,20 @@ def _speed(place: Place) -> str:
         f"batches: medians and quartiles of {counted(best['repeats'], 'repeat')} over {sequential['images']:,} images "
         "or what whole batches leave of them."
     )
+
+
+def subject(runs: Sequence[Run]) -> str:
+    """What is measured, and whether that is what the paper measured; cites the report's reference 1."""
+    pipeline, size = runs[0].pipeline, runs[0].stage_info("train")["images"]["size"]
+    theirs = pipeline == Pipeline() and size == [32, 32]
+    origin = (
+        "are those of “the paper” [[1]](#ref-1), measured anew."
+        if theirs
+        else "are those of “the paper” [[1]](#ref-1) but for the geometry: here images of "
+        f"{size[0]}×{size[1]} pixels go through them, there it was 32×32, resized to 28×28 and flipped both ways. The "
+        "paper's times are given as they are, and compare only in their ratios."
+    )
+    return f"The pipeline ({pipeline}) and TransformNet, the network of three weights that is to replace it, {origin}"
 
 
 def closeness_of_each(runs: Sequence[Run]) -> str:

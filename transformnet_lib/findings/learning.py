@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..comparison import metrics_table
 from ..optimum import LeastSquares
-from ..pipeline import GRAY_WEIGHTS
+from ..pipeline import GRAY_WEIGHTS, Pipeline
 from ..runs import Run
 from ..training import load_config, load_least_squares, load_training
 from .text import code, escape, listed, scientific, seconds_text
@@ -146,6 +146,18 @@ def _restored(run: Run) -> str:
         f"Its validation MSE is {scientific(trained.best_val_mse)}; a later epoch, too little better than the best so "
         f"far to count, had {scientific(lowest)}."
     )
+
+
+def model_steps(pipeline: Pipeline) -> str:
+    """What the model does, step by step, and which step is learned: a Markdown list."""
+    axes = [name for name, flips in (("horizontally", pipeline.hflip), ("vertically", pipeline.vflip)) if flips]
+    steps = [
+        f"**Resize** to {pipeline.size[0]}×{pipeline.size[1]} pixels, bilinear and antialiased. Fixed.",
+        "**Mix**: a 1×1 convolution without bias, from three channels to one. Learned.",
+        *([f"**Flip** {listed(axes)}. Fixed."] if axes else []),
+        "**Clamp** to $[0, 1]$, so that the output is an image. Fixed.",
+    ]
+    return "\n".join(f"- {step}" for step in steps)
 
 
 def images_used(runs: Sequence[Run]) -> str:

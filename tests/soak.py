@@ -83,7 +83,8 @@ def numbers(run: Run) -> dict:
     for stage, record in run.info["stages"].items():
         if record["status"] == "complete":
             found[stage] = {"parameters": record["parameters"], "images": record["images"]["fingerprint"]}
-            found[stage] |= _without_times(record["results"])
+            results = {name: value for name, value in record["results"].items() if name != "test_images"}  # has a path
+            found[stage] |= _without_times(results)
     return found
 
 

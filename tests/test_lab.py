@@ -113,7 +113,8 @@ def run_all(page) -> list[str]:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_function(  # all cells wait at once, [*]; after one that fails the others are [ ] again
         """() => {
-            const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(e => e.textContent).join();
+            const cells = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")];
+            const prompts = cells.map(cell => cell.textContent).join();
             return /\\d/.test(prompts) && !prompts.includes("*");
         }"""
     )

@@ -111,13 +111,17 @@ def run_all(page) -> list[str]:
     """Run > Run All Cells; wait until every code cell has run or one has failed, and give what failed or warned."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(
-        """() => [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].every(e => /\\d/.test(e.textContent))
-             || document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')"""
+    page.wait_for_function(  # all cells wait at once, [*]; after one that fails the others are [ ] again
+        """() => {
+            const cells = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")];
+            const prompts = cells.map(cell => cell.textContent).join();
+            return /\\d/.test(prompts) && !prompts.includes("*");
+        }"""
     )
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
     said = page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()  # progress bars too
-    failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
-    return failed + [text for text in said if "Warning" in text]
+    unrun = [prompt for prompt in prompts if not re.search(r"\d", prompt)]
+    return unrun + [text for text in said if re.search("Error|Warning|Traceback", text)]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb")) if path.stem != "explore"])

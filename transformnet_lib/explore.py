@@ -48,7 +48,7 @@ class Pictures(widgets.VBox):
         self.images = [widgets.Image(format="png") for _ in range(4)]
         self.reach = widgets.Dropdown(options=REACHES, value=0.1, description="error up to")
         self.reach.observe(redraw, "value")
-        layout = {"flex": "0 0 auto", "margin": "0 8px 0 0"}  # each at its own size
+        layout = {"flex": "0 0 auto", "align_items": "flex-start", "margin": "0 8px 0 0"}  # each at its own size
         columns = [widgets.VBox(pair, layout=layout) for pair in zip(self.titles, self.images, strict=True)]
         super().__init__([widgets.HBox(columns, layout={"flex_flow": "row wrap"}), self.reach])
 

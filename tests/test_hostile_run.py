@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 
 from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, train
 from transformnet_lib.errors import RunError, TransformnetError
-from transformnet_lib.findings import abstract, learning, provenance, speed, studies
+from transformnet_lib.findings import abstract, learning, provenance, speed, studies, table1
+from transformnet_lib.findings.claims import claims_table
+from transformnet_lib.findings.numbers import report_numbers
+from transformnet_lib.findings.places import places
 from transformnet_lib.peers import PEER_COLUMNS
 from transformnet_lib.runs import describe_images
 from transformnet_lib.seeds import SEED_COLUMNS
@@ -100,25 +103,29 @@ def show_all(run: Run) -> None:
     """Make all sentences and tables that the report has of a run."""
     for of_runs in (abstract.answer, abstract.closeness_of_each, learning.weights_table, learning.optimum,
                     learning.images_used, learning.devices_shown, provenance.report_date, provenance.first_page,
-                    provenance.command, provenance.provenance_table, speed.not_measured):  # fmt: skip
+                    provenance.commands, provenance.training_table, provenance.stages_table, table1.not_measured,
+                    abstract.subject, abstract.conclusion, claims_table, report_numbers):  # fmt: skip
         of_runs([run])
     for of_run in (
         learning.weights_distance,
         learning.path_text,
         learning.stopping,
         learning.training,
-        speed.baselines,
     ):
         of_run(run)
-    measured, study = load_benchmark(run), load_study(run)
-    for device in speed.measured_devices(measured):
-        speed.contributions(measured, device), speed.workers_effect(measured, device), speed.noise(measured, device)
-        for path in speed.measured_paths(measured, device):
-            speed.fastest(measured, device, path), speed.wins_from(measured, device, path)
-    for rows in speed.table1_groups([run]).values():
-        speed.table1(rows)
+    timed, study = places([run]), load_study(run)
+    for place in timed:
+        for of_place in (speed.baselines, speed.against_reference, speed.effects, speed.contributions,
+                         speed.workers_effect, speed.noise):  # fmt: skip
+            of_place(place)
+        for path in place.paths:
+            speed.fastest(place, path), speed.wins_from(place, path)
+    speed.effects_table(timed)
+    for group in table1.table1_groups(timed):
+        table1.table1(group), table1.table1_caption(group, [run])
     studies.seeds_table(study["seeds"]), studies.seeds_text(study["seeds"])
     studies.peers_table(study["peers"]), studies.peers_text(study["peers"]), studies.sizes_text(study["sizes"])
+    studies.sizes_table(study["sizes"])
     learning.example_caption([run], 0)
 
 
@@ -375,7 +382,7 @@ def arrays_of(run: Run, **changed) -> bytes:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"indices": np.array([4, 3, 2, 1, 0])}, "expected the indices of the stage's parameters, [0, 1, 2, 3, 4]"),
+        ({"indices": np.array([4, 3, 2, 1, 0])}, "expected the indices of the stage's parameters, [0, 120, 240, 360, 480]"),
         ({"inputs": np.zeros((5, 3, 16, 16), np.uint8)}, "inputs: expected shape (5, 3, 32, 32), got (5, 3, 16, 16)"),
         ({"inputs": np.zeros((5, 1, 32, 32), np.uint8)}, "inputs: expected shape"),
         ({"targets": np.zeros((5, 1, 28, 27), np.float32)}, "targets: expected shape"),

@@ -1,6 +1,7 @@
 """The appendix: facts of each run, and commands that make it again; and the numbers by name."""
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import fields
@@ -97,10 +98,11 @@ def shipped(run, tmp_path, monkeypatch) -> Run:
     info = json.loads((folder / "run.json").read_text())
     for stage in info["stages"].values():
         stage["environment"] |= {"device": "cuda", "device_name": "Some GPU"}
+    info["stages"]["benchmark"]["parameters"]["devices"] = ["cuda:7"]
     (folder / "run.json").write_text(json.dumps(info))
     benchmark = (folder / "benchmark.csv").read_text()
     (folder / "benchmark.csv").write_text(
-        benchmark.replace("reference,cpu", "reference,cuda:7").replace("fast,cpu", "fast,cuda:7")
+        re.sub("^(reference|fast|folded|floor),cpu", r"\1,cuda:7", benchmark, flags=re.M)
     )
     monkeypatch.setattr(runs, "REFERENCE", tmp_path / "reference")
     return Run(folder)

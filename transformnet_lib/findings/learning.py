@@ -58,13 +58,16 @@ def weights_distance(run: Run) -> str:
     )
 
 
-def weights_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """The learned weights beside those of the ground truth and the least-squares optimum of the training images."""
+def weights_table(runs: Sequence[Run], *, digits: int = 7) -> pd.DataFrame:
+    """The learned weights beside those of the ground truth and the least-squares optimum of the training images.
+
+    Weights have `digits` decimals.
+    """
 
     def row(name: str, weights: Sequence[float], val_mse: float | None, epoch: str, seconds: float | None) -> tuple:
         mse = "–" if val_mse is None else scientific(val_mse, 3)
         time = "–" if seconds is None else seconds_text(seconds)
-        return name, *(f"{weight:.7f}".replace("-", "−") for weight in weights), mse, epoch, time
+        return name, *(f"{weight:.{digits}f}".replace("-", "−") for weight in weights), mse, epoch, time
 
     optima = _optima(runs)
     rows = [] if optima else [row("ground truth, ITU-R BT.601", GRAY_WEIGHTS, None, "–", None)]

@@ -290,13 +290,22 @@ def main() -> None:
     try:
         app()
     except Interrupted as error:
-        typer.echo(f"\n{error}", err=True)
-        sys.exit(128 + received)
+        _leave(str(error), 128 + received)
     except SystemExit as ended:
         if ended.code == 130:  # typer's, for one that came while no notebook was executed
-            typer.echo("\ninterrupted", err=True)
-            sys.exit(128 + received)
+            _leave("interrupted", 128 + received)
         raise
     except TransformnetError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+def _leave(message: str, status: int) -> None:
+    """End the process without Python's own shutdown.
+
+    That would wait for locks which a thread may hold that was executing a notebook, and is no longer run: tqdm's.
+    """
+    typer.echo(f"\n{message}", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -110,8 +110,10 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
         except BaseException as error:
             failures.append(error)
         finally:
-            ensure_event_loop().close()  # the one nbclient made for this thread; it leaves it open
-            done.set()
+            try:
+                ensure_event_loop().close()  # the one nbclient made for this thread; it leaves it open
+            finally:
+                done.set()
 
     threading.Thread(target=thread, daemon=True).start()  # daemon: a second Ctrl-C ends us, and the kernel with us
     try:

@@ -21,10 +21,11 @@ import psutil
 import pytest
 from soak import COMMANDS, RUN, Soak, make_images
 
-from transformnet_lib import CustomDataset, Run, TrainConfig, report, runs, train
+from transformnet_lib import CustomDataset, Run, TrainConfig, files, report, runs, train
 from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
+from transformnet_lib.files import locked
 from transformnet_lib.report import export, forced_done, forced_since, make_report, make_runs, run_stage
-from transformnet_lib.runs import locked, reference_run
+from transformnet_lib.runs import reference_run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
 TRAIN = {"device": "cpu", "data": "photos", "limit": 300}
@@ -154,7 +155,7 @@ def test_a_folder_that_may_only_be_read_is_one_line_and_stays_as_it_is(run, tmp_
 
 
 def test_a_folder_in_which_a_command_works_is_refused_to_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     with locked(tmp_path / "r", report.LOCK):
         with pytest.raises(RunError, match="r: in use by another command"):
             run_stage("train", tmp_path / "r", TRAIN)

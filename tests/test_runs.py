@@ -26,7 +26,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from transformnet_lib import runs
+from transformnet_lib import files, runs
 from transformnet_lib.errors import RunError
 from transformnet_lib.pipeline import Pipeline
 from transformnet_lib.runs import (
@@ -35,8 +35,6 @@ from transformnet_lib.runs import (
     describe_images,
     open_run,
     open_runs,
-    write_atomic,
-    write_together,
 )
 
 CPU = torch.device("cpu")
@@ -123,44 +121,6 @@ def listing(folder: Path) -> dict:
         path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
         for path in [folder, *folder.rglob("*")]
     }
-
-
-# write_atomic
-
-
-@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "os.chmod"])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch, broken, error):
-    write_atomic(tmp_path / "file", b"old")
-
-    def fail(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr(broken, fail)
-    with pytest.raises(type(error)):
-        write_atomic(tmp_path / "file", b"new")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_bytes() == b"old"
-
-
-def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    calls = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-
-        def noted(*arguments, name=name, real=real):
-            calls.append(name)
-            real(*arguments)
-
-        monkeypatch.setattr(os, name, noted)
-    write_atomic(tmp_path / "file", b"new")
-    assert calls == ["fsync", "replace"]
-    assert (tmp_path / "file").read_bytes() == b"new"
-
-
-def test_others_may_read_what_was_written(tmp_path):
-    write_atomic(tmp_path / "file", b"x")
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_full_disk_is_a_run_error_and_keeps_the_old_file(made, monkeypatch):
@@ -358,25 +318,6 @@ def test_what_a_killed_process_had_begun_to_write_is_cleared_away_by_the_next_co
     assert not (made.path / ".history.csv.x1y2.part").exists() and (made.path / "mine.part").exists()
 
 
-def test_files_written_together_are_all_new_or_all_old(tmp_path, monkeypatch):
-    files = {tmp_path / "page": b"new", tmp_path / "pdf": b"new"}
-    for file in files:
-        file.write_bytes(b"old")
-    fsync, calls = os.fsync, itertools.count()
-
-    def full(handle):
-        if next(calls) == 1:
-            raise OSError(28, "No space left on device")
-        fsync(handle)
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(os, "fsync", full)
-        write_together(files)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(files, b"old")
-    write_together(files)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
-
-
 @pytest.mark.parametrize("results", [{}, {"test_mse": "low", "max_error": 0.1}, {"test_mse": 0.1, "max_error": None}])
 def test_a_comparison_without_its_numbers_is_refused(made, results):
     info = made.info
@@ -514,7 +455,7 @@ def holder(tmp_path):
 
 
 def test_a_run_is_written_by_one_process_and_a_killed_stage_can_be_made(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
     run = Run(tmp_path / "held")
     before = (run.path / "run.json").read_bytes()
     for force in (False, True):

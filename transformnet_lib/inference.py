@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
+from .files import write_atomic
 from .machine import resolve_device
 from .model import FoldedTransformNet
-from .runs import Run, write_atomic
+from .runs import Run
 from .training import load_model
 
 FORMATS = ("png", "npz")

@@ -17,8 +17,8 @@ from nbformat import NotebookNode
 
 from .display import WIDGET
 from .errors import NotebookError, TransformnetError
+from .files import write_atomic
 from .report import KERNEL_ARGUMENTS, NOTEBOOKS, ROOT
-from .runs import write_atomic
 
 CLOCK = "nbval-ignore-output"
 

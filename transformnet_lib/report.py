@@ -25,9 +25,10 @@ from . import errors
 from .data import check_source
 from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
 from .export import HTMLReportExporter, PDFReportExporter
+from .files import drop_leftovers, locked, write_atomic, write_together
 from .findings.text import listed
 from .machine import available_devices, resolve_device
-from .runs import Run, drop_leftovers, locked, now, open_runs, shipped_runs, write_atomic, write_together
+from .runs import Run, now, open_runs, shipped_runs
 from .timing import check_sweep
 from .training import TrainConfig
 

@@ -1,0 +1,62 @@
+"""Files written whole or not at all."""
+
+import itertools
+import os
+
+import pytest
+
+from transformnet_lib.files import write_atomic, write_together
+
+
+@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "os.chmod"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch, broken, error):
+    write_atomic(tmp_path / "file", b"old")
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(broken, fail)
+    with pytest.raises(type(error)):
+        write_atomic(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def noted(*arguments, name=name, real=real):
+            calls.append(name)
+            real(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+    write_atomic(tmp_path / "file", b"new")
+    assert calls == ["fsync", "replace"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    write_atomic(tmp_path / "file", b"x")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_files_written_together_are_all_new_or_all_old(tmp_path, monkeypatch):
+    files = {tmp_path / "page": b"new", tmp_path / "pdf": b"new"}
+    for file in files:
+        file.write_bytes(b"old")
+    fsync, calls = os.fsync, itertools.count()
+
+    def full(handle):
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        write_together(files)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(files, b"old")
+    write_together(files)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files

@@ -1,0 +1,64 @@
+"""Files written whole or not at all, and folders that one process at a time may write."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from .errors import RunError
+
+LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
+PART = ".part"  # how the name of a file ends that is still being written
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to `path` whole or not at all: beside it, flushed to the disk, then renamed over it."""
+    write_together({path: content})
+
+
+def write_together(contents: dict[Path, bytes]) -> None:
+    """Write files whole, and all or none of them: all beside their places, flushed to the disk, before one is renamed.
+
+    A process that is killed meanwhile may leave what it wrote beside them; `drop_leftovers` clears that away.
+    """
+    beside = {}
+    try:
+        for path, content in contents.items():
+            handle, beside[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside[path], 0o644)  # mkstemp's 0600 would keep colleagues from reading a shared run
+        for path in contents:
+            os.replace(beside[path], path)
+    except BaseException:
+        for left in beside.values():
+            Path(left).unlink(missing_ok=True)
+        raise
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Delete what killed processes had begun to write in `folder`; for whoever alone writes there."""
+    for left in folder.glob(f".*{PART}"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock `name` of `folder`, which is made if need be; RunError if another process holds it."""
+    lock = filelock.FileLock(folder / name, timeout=LOCK_SECONDS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RunError(f"{folder}: in use by another command; wait for it, or take another folder") from error
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -4,6 +4,7 @@ The library is imported inside the commands, so that `--help` answers at once. A
 the notebook's default; only `limit` differs: a notebook's own default is a quick look, the command's is all images.
 """
 
+import json
 import os
 import signal
 import sys
@@ -211,8 +212,10 @@ def report(
         study={"seeds": 20, "sizes": list(SIZES)} if study else None,
         force=force,
     )
-    for file in make_report(made, out, title=title, author=author):
+    files = make_report(made, out, title=title, author=author)
+    for file in files:
         typer.echo(file)
+    typer.echo(json.loads(files[-1].read_text())["answer"], err=True)
     if not run:
         forced_done(runs_dir)
 

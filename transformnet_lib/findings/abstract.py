@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from ..pipeline import GRAY_WEIGHTS, Pipeline
 from ..runs import Run
 from ..timing import MAX_MSE
-from ..training import load_config, load_training
-from .places import Place, places
-from .speed import both_paths, over_batched, waterfall
-from .text import code, counted, escape, scientific, spread_text, times_text
+from ..training import load_training
+from .learning import preset_text
+from .places import Place, disturbed, places
+from .speed import against, against_text, both_paths, waterfall
+from .table1 import not_measured
+from .text import code, counted, escape, listed, scientific, spread_text, times_text
 
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
 
@@ -18,10 +21,18 @@ HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
 def answer(runs: Sequence[Run]) -> str:
     """Whether the weights replace the pipeline and whether they are faster; then each way to run them, per device."""
     timed = places(runs)
-    quick = quickest_place(timed)
-    sentences = [f"{_closeness(runs)}{_verdict(quick)}."]
-    sentences += [_speed(place) for place in timed]
+    closest, quick = closest_run(runs), quickest_place(timed)
+    sentences = [f"{_closeness(closest)}{_verdict(closest, quick, runs)}."]
+    quickest_of_kind = {kind: quickest_place([p for p in timed if p.device.partition(":")[0] == kind])
+                        for kind in dict.fromkeys(place.device.partition(":")[0] for place in timed)}  # fmt: skip
+    sentences += [_speed(place) for place in quickest_of_kind.values()]
     return " ".join(sentences)
+
+
+def closest_run(runs: Sequence[Run]) -> Run | None:
+    """The compared run whose model comes closest to the pipeline; None if no living one was compared."""
+    compared = [run for run in runs if run.has("compare") and not load_training(run).dead]
+    return min(compared, key=lambda run: run.stage_info("compare")["results"]["test_mse"], default=None)
 
 
 def quickest_place(timed: Sequence[Place]) -> Place | None:
@@ -30,12 +41,10 @@ def quickest_place(timed: Sequence[Place]) -> Place | None:
     return max(own, key=lambda place: place.best(place.paths[-1])["images_per_second"], default=None)
 
 
-def _closeness(runs: Sequence[Run]) -> str:
+def _closeness(best: Run | None) -> str:
     """How close the closest of the compared runs comes to the pipeline."""
-    compared = [run for run in runs if run.has("compare") and not load_training(run).dead]
-    if not compared:
+    if best is None:
         return "No run here shows whether three trained weights can replace the pipeline"
-    best = min(compared, key=lambda run: run.stage_info("compare")["results"]["test_mse"])
     words = {
         "equal": "replace the pipeline to within half a grey level in every pixel",
         "close": "come close to the pipeline but do not equal it",
@@ -44,27 +53,23 @@ def _closeness(runs: Sequence[Run]) -> str:
     stage = best.stage_info("compare")
     return (
         f"Three trained weights {words} (MSE {scientific(stage['results']['test_mse'])} over "
-        f"{stage['images']['count']:,} test images, preset {code(load_config(best).preset)})"
+        f"{stage['images']['count']:,} test images, preset {preset_text(best)})"
     )
 
 
-def _verdict(place: Place | None) -> str:
+def _verdict(closest: Run | None, place: Place | None, runs: Sequence[Run]) -> str:
     """Whether the model is faster than the pipeline, image by image and in batches, at the quickest place."""
     if place is None:
-        return "; no run here timed them"
+        return f"; no time of the model was taken. {not_measured(runs)}".rstrip(" .")
     path = place.paths[-1]
-    one_by_one, batched = place.best(path)["speedup"], over_batched(place, path)
-    if one_by_one >= 1 and batched >= 1:
-        return (
-            f", and on {place.name} they are {times_text(one_by_one)} as fast as the pipeline run image by image and "
-            f"{times_text(batched)} as fast as the pipeline run in batches"
-        )
-    if one_by_one >= 1:
-        return (
-            f"; on {place.name} they are {times_text(one_by_one)} as fast as the pipeline run image by image, but not "
-            f"faster than the pipeline run in batches ({times_text(batched)})"
-        )
-    return f", but on {place.name} they are slower than the pipeline run image by image ({times_text(one_by_one)})"
+    one_by_one, in_batches = (against(place, path, rival) for rival in ("sequential", "batched"))
+    other = f"such a model, timed with the weights of {code(place.run.label)}, is"
+    model = "they are" if place.run is closest else other
+    link = ", but" if one_by_one["verdict"] == "slower" else ", and"
+    return (
+        f"{link} on {place.name} {model} {against_text(one_by_one)} the pipeline run image by image and "
+        f"{against_text(in_batches)} the pipeline run in batches"
+    )
 
 
 def distance(run: Run) -> str:
@@ -92,7 +97,20 @@ def _speed(place: Place) -> str:
         f"On {place.name} ({escape(chip)}, {counted(machine['threads'], 'thread')}) the model takes at best "
         f"{' and '.join(parts)}, the pipeline {spread_text(sequential)} image by image and {spread_text(batched)} in "
         f"batches: medians and quartiles of {counted(best['repeats'], 'repeat')} over {sequential['images']:,} images "
-        "or what whole batches leave of them."
+        "(fewer where drop_last drops some). Speed-ups are over the pipeline's time in the same minutes."
+        f"{_spoiled(place)}"
+    )
+
+
+def _spoiled(place: Place) -> str:
+    """A warning where most of the measurements were disturbed; else empty."""
+    rows = place.rows
+    count = int(disturbed(rows).sum())
+    if count <= len(rows) / 2:
+        return ""
+    return (
+        f" **{count} of {counted(len(rows), 'row')} were disturbed by other work on this machine**, so these times say "
+        "little: measure again when it is quiet."
     )
 
 
@@ -124,7 +142,7 @@ def closeness_of_each(runs: Sequence[Run]) -> str:
             results = run.stage_info("compare")["results"]
             away = np.abs(np.subtract(load_training(run).model.weights, GRAY_WEIGHTS)).max()
             sentences.append(
-                f"With the preset {code(load_config(run).preset)} ({code(run.label)}), TransformNet "
+                f"With the preset {preset_text(run)} ({code(run.label)}), TransformNet "
                 f"{words[distance(run)]}: the MSE is {scientific(results['test_mse'])}, the largest error of a pixel "
                 f"{scientific(255 * results['max_error'])} of 255 grey levels, that of a weight {scientific(away)}."
             )
@@ -133,50 +151,50 @@ def closeness_of_each(runs: Sequence[Run]) -> str:
 
 def conclusion(runs: Sequence[Run]) -> list[str]:
     """What to take from the report, a sentence or two a point: the weights, the speed, where it comes from."""
-    points = []
     compared = [run for run in runs if run.has("compare")]
-    equal = [run for run in compared if distance(run) == "equal"]
-    other = [run for run in compared if distance(run) != "equal"]
-    if equal and other:
-        points.append(
-            f"**Train it well, and it is the pipeline.** {_named(equal)} can stand in for the pipeline wherever an "
-            f"8-bit picture would do; {_named(other)} cannot, though its loss is small and its pictures look alike: "
-            "look at the weights, not at the pictures."
-        )
-    elif equal:
-        points.append(
-            f"**It is the pipeline.** {_named(equal)} can stand in for it wherever an 8-bit picture would do."
-        )
-    elif other:
-        points.append(f"**It is not the pipeline here.** {_named(other)} should not be put in its place.")
+    kinds = {kind: [run for run in compared if distance(run) == kind] for kind in ("equal", "close", "far", "dead")}
+    told = {
+        "equal": "can stand in for the pipeline wherever an 8-bit picture would do.",
+        "close": "cannot, though the loss is small and the pictures look alike: the weights tell, not the pictures.",
+        "far": "cannot: the pictures are visibly others.",
+        "dead": "cannot: the start had no gradient to learn from.",
+    }
+    points = [f"{_named(of_kind)} {told[kind]}" for kind, of_kind in kinds.items() if of_kind]
+    if points:
+        head = "Train it well, and it is the pipeline." if kinds["equal"] else "It is not the pipeline here."
+        points = [f"**{head}** {' '.join(points)}"]
     for place in places(runs):
-        fast = "fast" in place.paths and over_batched(place, "fast") >= 1
-        paper_way = "reference" in place.paths and over_batched(place, "reference") >= 1
-        if fast and paper_way:
-            verdict = "The model is faster than the pipeline in batches, run either way"
-        elif fast:
-            verdict = "The model is faster than the pipeline in batches, but only run the fast way"
-        elif paper_way:
-            verdict = "The model is faster than the pipeline in batches, but not run the fast way"
-        else:
-            verdict = "The model is not faster than the pipeline in batches, so speed is no reason to use it"
+        found = {path: against(place, path, "batched") for path in place.paths}
+        parts = [
+            f"run {SHORT[path]}, it is {against_text(result)} the pipeline in batches" for path, result in found.items()
+        ]
         ratios = both_paths(place)
-        gain = f", which is {times_text(ratios.median())} as fast as the paper's (median)" if len(ratios) else ""
-        points.append(f"**On {place.name}.** {verdict}{gain}.")
+        gain = (
+            f" The fast way is {times_text(ratios.median())} as fast as the paper's (median of {len(ratios)} settings)."
+            if len(ratios)
+            else ""
+        )
+        pays = any(result["verdict"] == "faster" for result in found.values())
+        advice = "" if pays else " Speed is no reason to use it."
+        points.append(f"**The model on {place.name}**: {'; '.join(parts)}.{gain}{advice}")
         steps = waterfall(place)
         if len(steps):
-            gained = steps.iloc[1:].set_index("path")["factor"]
-            order = gained.sort_values(ascending=False)
-            names = {
-                "batched": "running in batches at all",
-                "reference": "the model as such",
-                "folded": "folding resize, mix and flips into two matrices",
-                "fast": "fetching whole batches",
-            }
-            told = ", ".join(f"{names[path]} {times_text(factor)}" for path, factor in order.items())
-            points.append(f"**What makes the difference there**, each on top of the others: {told}.")
+            points.append(f"**What makes the difference there**, each on top of the one before: {_steps(steps)}.")
     return points
 
 
+SHORT = {"reference": "the paper's way", "fast": "the fast way"}
+
+
+def _steps(steps: pd.DataFrame) -> str:
+    names = {
+        "batched": "running in batches at all",
+        "reference": "the model as such",
+        "folded": "folding resize, mix and flips into two matrices",
+        "fast": "fetching whole batches",
+    }
+    return ", ".join(f"{names[step.path]} {times_text(step.factor)}" for step in steps.iloc[1:].itertuples())
+
+
 def _named(runs: Sequence[Run]) -> str:
-    return " and ".join(f"{code(run.label)} (preset {code(load_config(run).preset)})" for run in runs)
+    return listed([f"{code(run.label)} (preset {preset_text(run)})" for run in runs])

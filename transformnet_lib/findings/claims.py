@@ -1,7 +1,7 @@
 """What the paper says, held against what was measured here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -9,133 +9,161 @@ from .. import paper
 from ..runs import Run
 from ..training import load_config, load_training
 from .abstract import distance
-from .places import places
-from .speed import workers_verdict
-from .text import listed, scientific, times_text
+from .learning import changes
+from .places import per_image, places, speedup_at
+from .speed import verdict_of, workers_verdict
+from .text import scientific, times_text
 
-HOLDS, FAILS, MIXED, OPEN = "holds", "does not hold", "holds in part", "not tested here"
+HOLDS, FAILS, MIXED, UNCLEAR, OPEN = "holds", "does not hold", "differs", "not clear here", "not tested here"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One of the paper's claims, what was found here, and whether it holds."""
+    """One of the paper's claims; for each run or place that can judge it what was found, in words and numbers."""
 
     claim: str
-    here: str
-    verdict: str
+    here: dict[str, str] = field(default_factory=dict)
+    verdicts: dict[str, str] = field(default_factory=dict)  # HOLDS, FAILS or UNCLEAR
+    numbers: dict[str, object] = field(default_factory=dict)
+    untested: str = ""  # why nothing could judge it
+
+    @property
+    def verdict(self) -> str:
+        """Over all that judged it: MIXED where they disagree."""
+        found = set(self.verdicts.values())
+        return OPEN if not found else found.pop() if len(found) == 1 else MIXED
 
 
 def claims(runs: Sequence[Run]) -> list[Claim]:
-    """The paper's claims that these runs can judge, in its order."""
-    return [
-        _learns(runs),
-        _keeps_the_best(runs),
-        _beats_one_by_one(runs),
-        _larger_batches(runs),
-        _cuda_wins(runs),
-        _workers(runs),
-    ]
+    """The paper's claims, in its order."""
+    judges = (_learns, _keeps_the_best, _beats_one_by_one, _larger_batches, _cuda_wins, _workers)
+    return [judge(runs) for judge in judges]
 
 
 def claims_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a claim."""
-    rows = [(claim.claim, claim.here, claim.verdict) for claim in claims(runs)]
+    rows = []
+    for claim in claims(runs):
+        here = "; ".join(f"{name}: {told}" for name, told in claim.here.items())
+        rows.append((claim.claim, here or claim.untested, claim.verdict))
     return pd.DataFrame(rows, columns=["The paper", "Here", "Verdict"])
 
 
-def _all(found: dict[str, bool]) -> str:
-    """The verdict of a claim that was tested in several places."""
-    if not found:
-        return OPEN
-    return HOLDS if all(found.values()) else MIXED if any(found.values()) else FAILS
-
-
 def _recipe(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if load_config(run).preset == "paper"]
+    """The runs made by the paper's recipe as it is, on all images, from whatever seed."""
+    return [run for run in runs if load_config(run).preset == "paper" and not changes(run)]
+
+
+NO_RECIPE = "no run here is of the preset paper, unchanged and on all images"
+NOT_TIMED = "no time of the model was taken"
 
 
 def _learns(runs: Sequence[Run]) -> Claim:
-    compared = [run for run in _recipe(runs) if run.has("compare")]
-    told = [
-        f"{run.label}: MSE {scientific(run.stage_info('compare')['results']['test_mse'])}, largest error "
-        f"{scientific(255 * run.stage_info('compare')['results']['max_error'])} of 255 grey levels"
-        for run in compared
-    ]
-    verdict = _all({run.label: distance(run) == "equal" for run in compared})
-    return Claim("Its recipe learns the grey mix of the pipeline (five pairs of pictures)", "; ".join(told), verdict)
+    here, verdicts, numbers = {}, {}, {}
+    for run in (run for run in _recipe(runs) if run.has("compare")):
+        results = run.stage_info("compare")["results"]
+        numbers[run.label] = {"test_mse": results["test_mse"], "largest_error_levels": 255 * results["max_error"]}
+        here[run.label] = (
+            f"MSE {scientific(results['test_mse'])}, largest error {scientific(255 * results['max_error'])} of 255 "
+            "grey levels"
+        )
+        verdicts[run.label] = HOLDS if distance(run) == "equal" else FAILS
+    claim = "Its recipe learns the grey mix of the pipeline (five pairs of pictures)"
+    return Claim(claim, here, verdicts, numbers, NO_RECIPE)
 
 
 def _keeps_the_best(runs: Sequence[Run]) -> Claim:
-    told, found = [], {}
+    here, verdicts, numbers = {}, {}, {}
     for run in _recipe(runs):
         trained = load_training(run)
-        lowest = trained.history["val_mse"].min()
-        found[run.label] = trained.best_val_mse <= lowest
-        told.append(
-            f"{run.label}: restored {scientific(trained.best_val_mse)}, lowest of any epoch {scientific(lowest)}"
-        )
-    return Claim("Early stopping keeps the best validation loss", "; ".join(told), _all(found))
+        if trained.dead or len(trained.history) == load_config(run).epochs:
+            continue  # it learned nothing, or ended by the limit of epochs
+        lowest = float(trained.history["val_mse"].min())
+        numbers[run.label] = {"restored_val_mse": trained.best_val_mse, "lowest_val_mse": lowest}
+        here[run.label] = f"restored {scientific(trained.best_val_mse)}, lowest of any epoch {scientific(lowest)}"
+        verdicts[run.label] = HOLDS if trained.best_val_mse <= lowest else FAILS
+    claim = "Early stopping keeps the best validation loss"
+    return Claim(claim, here, verdicts, numbers, "early stopping ended no living run of the preset paper, unchanged")
 
 
 def _beats_one_by_one(runs: Sequence[Run]) -> Claim:
-    told, found = [], {}
-    for place in places(runs):
-        if "reference" in place.paths:
-            speedup = place.model_rows("reference")["speedup"]
-            found[place.title] = bool((speedup > 1).all())
-            told.append(f"{place.title}: {times_text(speedup.min())} to {times_text(speedup.max())}")
+    here, verdicts, numbers = {}, {}, {}
+    for place in (place for place in places(runs) if "reference" in place.paths):
+        rows = place.model_rows("reference")
+        found = [verdict_of(*pair) for pair in zip(speedup_at(rows, "q3"), speedup_at(rows, "q1"), strict=True)]
+        least, most = rows["speedup"].min(), rows["speedup"].max()
+        numbers[place.title] = {"least": least, "most": most, "settings": len(rows), "slower": found.count("slower")}
+        here[place.title] = f"{times_text(least)} to {times_text(most)}"
+        verdicts[place.title] = FAILS if "slower" in found else HOLDS if set(found) == {"faster"} else UNCLEAR
     published = paper.table1()
     processed = paper.IMAGES - published["drop_last"] * (paper.IMAGES % published["batch_size"])
     theirs = paper.SEQUENTIAL_SECONDS / paper.IMAGES / (published["seconds"] / processed)
+    numbers["paper"] = {"least": theirs.min(), "most": theirs.max()}
     claim = (
         "In every setting the model, run its way, is faster than the pipeline image by image "
         f"({times_text(theirs.min())} to {times_text(theirs.max())})"
     )
-    return Claim(claim, "; ".join(told), _all(found))
+    return Claim(claim, here, verdicts, numbers, NOT_TIMED)
 
 
 def _larger_batches(runs: Sequence[Run]) -> Claim:
-    told, found = [], {}
-    for place in places(runs):
-        if "reference" in place.paths:
-            rows = place.model_rows("reference")
-            per_size = (rows["seconds"] / rows["images"]).groupby(rows["batch_size"]).median()
-            least, most = per_size.index[0], per_size.index[-1]
-            if least == most:
-                continue
-            found[place.title] = bool(per_size[most] < per_size[least])
-            told.append(
-                f"{place.title}: {times_text(per_size[least] / per_size[most])} as fast at {most} as at {least} images"
-            )
-    return Claim("Larger batches are faster (512 against 16 images, in its table)", "; ".join(told), _all(found))
+    here, verdicts, numbers = {}, {}, {}
+    for place in (place for place in places(runs) if "reference" in place.paths):
+        rows = place.model_rows("reference")
+        least, most = rows["batch_size"].min(), rows["batch_size"].max()
+        if least == most:
+            continue
+        small, large = (rows[rows["batch_size"] == size] for size in (least, most))
+
+        def middle(rows: pd.DataFrame, column: str) -> float:
+            return per_image(rows, column).median()
+
+        ratio = middle(small, "seconds") / middle(large, "seconds")
+        low, high = middle(small, "q1") / middle(large, "q3"), middle(small, "q3") / middle(large, "q1")
+        numbers[place.title] = {"ratio": ratio, "low": low, "high": high, "least": least, "most": most}
+        here[place.title] = f"{times_text(ratio)} [{low:.3g}, {high:.3g}] as fast at {most} as at {least} images"
+        verdicts[place.title] = _judged(verdict_of(low, high))
+    return Claim("Larger batches are faster (512 against 16 images, in its table)", here, verdicts, numbers, NOT_TIMED)
+
+
+def _judged(verdict: str) -> str:
+    return {"faster": HOLDS, "slower": FAILS}.get(verdict, UNCLEAR)
 
 
 def _cuda_wins(runs: Sequence[Run]) -> Claim:
     published = paper.table1().set_index(["device", "batch_size", "shuffle", "drop_last"])["seconds"]
-    ratio = published["cpu"] / published["cuda"]
+    theirs = published["cpu"] / published["cuda"]
     claim = (
-        f"CUDA is faster than the CPU (in {int((ratio > 1).sum())} of {len(ratio)} settings of its table, by up to "
-        f"{times_text(ratio.max())})"
+        f"CUDA is faster than the CPU (in {int((theirs > 1).sum())} of {len(theirs)} settings of its table, by up to "
+        f"{times_text(theirs.max())})"
     )
-    best = {}
-    for place in places(runs):
-        if "reference" in place.paths:
-            kind = place.device.partition(":")[0]
-            per_image = place.best("reference")["seconds"] / place.best("reference")["images"]
-            best[kind] = min(best.get(kind, (per_image, place.title)), (per_image, place.title))
+    numbers: dict[str, object] = {
+        "paper": {"settings": len(theirs), "faster": int((theirs > 1).sum()), "most": theirs.max()}
+    }
+    best: dict[str, tuple] = {}
+    for place in (place for place in places(runs) if "reference" in place.paths):
+        row, kind = place.best("reference"), place.device.partition(":")[0]
+        time = row["seconds"] / row["images"]
+        if kind not in best or time < best[kind][0]:
+            best[kind] = (time, row["q1"] / row["images"], row["q3"] / row["images"], place.title)
     if not {"cpu", "cuda"} <= set(best):
-        return Claim(claim, f"measured only on {listed(list(best))}" if best else "", OPEN)
-    (cpu, at_cpu), (cuda, at_cuda) = best["cpu"], best["cuda"]
-    here = f"at best {times_text(cpu / cuda)} as fast ({at_cuda} against {at_cpu})"
-    return Claim(claim, here, HOLDS if cuda < cpu else FAILS)
+        missing = "CUDA" if "cpu" in best else "the CPU"
+        return Claim(claim, numbers=numbers, untested=f"not measured on {missing}" if best else NOT_TIMED)
+    cpu, cuda = best["cpu"], best["cuda"]
+    ratio, low, high = cpu[0] / cuda[0], cpu[1] / cuda[2], cpu[2] / cuda[1]
+    where = f"{cuda[3]} against {cpu[3]}"
+    here = {where: f"at best {times_text(ratio)} [{low:.3g}, {high:.3g}] as fast"}
+    numbers[where] = {"ratio": ratio, "low": low, "high": high}
+    return Claim(claim, here, {where: _judged(verdict_of(low, high))}, numbers)
 
 
 def _workers(runs: Sequence[Run]) -> Claim:
     found = {place.title: workers_verdict(place) for place in places(runs)}
     judged = {name: verdict for name, verdict in found.items() if verdict}
-    told = "; ".join(f"{name}: raising it {verdict}" for name, verdict in judged.items())
+    kinds = {"makes it slower": HOLDS, "helps": FAILS}
     return Claim(
         "More num_workers give worse times",
-        told,
-        _all({name: verdict == "does not help" for name, verdict in judged.items()}),
+        {name: f"raising it {verdict}" for name, verdict in judged.items()},
+        {name: kinds.get(verdict, UNCLEAR) for name, verdict in judged.items()},
+        untested="num_workers was not measured" if found else NOT_TIMED,
     )

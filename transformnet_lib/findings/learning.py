@@ -1,6 +1,8 @@
 """What the runs say of weights and training."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,8 @@ from ..comparison import metrics_table
 from ..optimum import LeastSquares
 from ..pipeline import GRAY_WEIGHTS, Pipeline
 from ..runs import Run
-from ..training import load_config, load_least_squares, load_training
-from .text import code, escape, listed, scientific, seconds_text
+from ..training import PRESETS, TrainConfig, load_config, load_least_squares, load_training
+from .text import code, counted, escape, listed, scientific, seconds_text
 
 CHANNELS = ("red", "green", "blue")
 
@@ -46,15 +48,15 @@ def weights_distance(run: Run) -> str:
         quality = "not the ground truth's"
     negative = [name for name, weight in zip(CHANNELS, trained.model.weights, strict=True) if weight < 0]
     odd = (
-        f" That {listed(negative)} should count negatively is no grey anybody would choose: the colours of photographs "
-        "are so alike that too much of one is made up for by too little of another, and the pictures hardly change."
+        f" A negative {listed(negative)} is no grey anybody would choose. In photographs the three colours are so "
+        "alike that too much of one makes up for too little of another, and the loss hardly tells."
         if negative
         else ""
     )
     return (
         f"The weights of {code(run.label)} are {quality}: the largest difference is {scientific(away)}. They are those "
         f"of epoch {trained.best_epoch} of {len(trained.history)}, with a validation MSE of "
-        f"{scientific(trained.best_val_mse)}.{odd}"
+        f"{scientific(trained.best_val_mse)}.{odd}{unsettled(run)}"
     )
 
 
@@ -124,6 +126,36 @@ def path_text(run: Run) -> str:
     return f"{escape(run.label)} starts at {first} and ends epoch {path['epoch'].iloc[-1]:.0f} at {last}."
 
 
+def preset_text(run: Run) -> str:
+    """A run's preset, and what of it was changed: "`paper`, changed: epochs 3"."""
+    changed = changes(run)
+    return code(load_config(run).preset) + (f", changed: {', '.join(changed)}" if changed else "")
+
+
+def changes(run: Run) -> list[str]:
+    """What of its preset a run was made without: other values than the preset's, and fewer images than there are."""
+    config = asdict(load_config(run))
+    preset = asdict(PRESETS.get(config["preset"], TrainConfig()))
+    free = ("preset", "device", "seed")  # no part of a recipe
+    changed = [f"{name} {value}" for name, value in config.items() if name not in free and value != preset[name]]
+    limit = run.stage_info("train")["images"]["request"]["limit"]
+    return changed + ([] if limit is None else [f"{limit:,} images only"])
+
+
+def shown_beside(runs: Sequence[Run]) -> list[Run]:
+    """The runs that figures of limited width show: the first of each preset, the preset `paper` first, at most two."""
+    first: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: run.shipped):
+        first.setdefault(load_config(run).preset, run)
+    return sorted(first.values(), key=lambda run: load_config(run).preset != "paper")[:2]
+
+
+def left_out(runs: Sequence[Run], shown: Sequence[Run]) -> str:
+    """Which runs a figure does not show; empty if it shows all."""
+    others = [code(run.label) for run in runs if run not in shown]
+    return f" Of {listed(others)} there is no room here: one run a preset is shown." if others else ""
+
+
 def stopping(run: Run) -> str:
     """How early stopping was set and how it ended in this run."""
     config, trained = load_config(run), load_training(run)
@@ -132,10 +164,25 @@ def stopping(run: Run) -> str:
     least = f"at least {config.min_delta:g}" if config.min_delta else "at all"
     settled = " (counted once the learning rate has fallen to 0)" if config.decay_steps else ""
     return (
-        f"With the preset {code(config.preset)} ({code(run.label)}) an epoch is an improvement if the validation MSE "
+        f"With the preset {preset_text(run)} ({code(run.label)}) an epoch is an improvement if the validation MSE "
         f"falls {least} below the best so far; after {config.patience} epochs in a row without one{settled}, or "
         f"{config.epochs} in all, training ends. It {ended}; the last improvement, whose weights were restored, "
         f"came in epoch {trained.best_epoch}. {_restored(run)}"
+    )
+
+
+def unsettled(run: Run) -> str:
+    """Whether the limit of epochs came before the learning rate had fallen, and what to do; else empty."""
+    config, count = load_config(run), len(load_training(run).history)
+    images = run.stage_info("train")["images"]["count"]
+    per_epoch = math.ceil((images - round(images * config.val_fraction)) / config.batch_size)
+    if not config.decay_steps or count * per_epoch >= config.decay_steps:
+        return ""
+    needed = math.ceil(config.decay_steps / per_epoch) + config.patience + 1
+    return (
+        f" The training of {code(run.label)} ended before it had settled: its learning rate falls over "
+        f"{config.decay_steps} steps, and {counted(count, 'epoch')} of so few images are {count * per_epoch}. "
+        f"Train it again with `--epochs {needed}`, or on more images."
     )
 
 
@@ -182,7 +229,7 @@ def training(run: Run) -> str:
     if config.decay_steps:
         extras.append(f"the learning rate falling to 0 over {config.decay_steps} steps along half a cosine")
     return (
-        f"Run {code(run.label)} (preset {code(config.preset)}) was trained on {images['count'] - val:,} images and "
+        f"Run {code(run.label)} (preset {preset_text(run)}) was trained on {images['count'] - val:,} images and "
         f"validated on {val:,}, with AdamW at a learning rate of {config.lr:g}, batch size {config.batch_size}, at "
         f"most {config.epochs} epochs, seed {config.seed}; {', '.join(extras)}."
     )
@@ -199,10 +246,13 @@ def history_text(histories: dict[str, pd.DataFrame], column: str) -> str:
 
 def devices_shown(runs: Sequence[Run]) -> str:
     """Which devices the training curves show; one alone is said to be alone."""
-    devices = list(dict.fromkeys(run.stage_info("train")["environment"]["device"] for run in runs))
-    if len(devices) == 1:
-        return f"All runs were trained on one device, {devices[0]}: there is no other to compare with."
-    return f"The runs were trained on {listed(devices)}."
+    where = {}
+    for run in runs:
+        there = run.stage_info("train")["environment"]
+        where.setdefault(f"{there['device']} ({escape(there['device_name'])})", []).append(code(run.label))
+    if len(where) == 1:
+        return f"All runs were trained on one device, {next(iter(where))}: there is no other to compare with."
+    return "; ".join(f"{listed(labels)} on {device}" for device, labels in where.items()) + "."
 
 
 def example_caption(runs: Sequence[Run], i: int) -> str:

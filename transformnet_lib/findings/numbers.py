@@ -13,10 +13,11 @@ from ..runs import Run
 from ..study import load_study
 from ..timing import load_benchmark
 from ..training import load_config, load_least_squares, load_training
+from .abstract import answer
 from .claims import claims
 from .places import Place, disturbed, places
-from .speed import both_paths, effect, from_size, over_batched, waterfall, wins, workers, workers_verdict
-from .studies import growth
+from .speed import against, both_paths, effect, from_size, overlaps, waterfall, wins, workers, workers_verdict
+from .studies import growth, quickest_peers
 
 FORMAT = 1  # of report.json; raised when a name changes its meaning
 
@@ -29,6 +30,7 @@ def report_numbers(runs: Sequence[Run]) -> dict:
     return _plain(
         {
             "format": FORMAT,
+            "answer": answer(runs),
             "ground_truth_weights": GRAY_WEIGHTS,
             "paper": {
                 "source": paper.SOURCE,
@@ -36,7 +38,7 @@ def report_numbers(runs: Sequence[Run]) -> dict:
                 "sequential_seconds": paper.SEQUENTIAL_SECONDS,
                 "table1": paper.table1(),
             },
-            "claims": [vars(claim) for claim in claims(runs)],
+            "claims": [vars(claim) | {"verdict": claim.verdict} for claim in claims(runs)],
             "runs": {run.label: _run(run) for run in runs},
             "places": {place.title: _place(place) for place in places(runs)},
         }
@@ -80,8 +82,21 @@ def _run(run: Run) -> dict:
         study = load_study(run)
         measured = study["sizes"][study["sizes"]["reason"] == ""]
         ways = {way: rows for way, rows in measured.groupby("way") if len(rows) > 1}
-        found["study"] = study | {"growth": {way: growth(rows) for way, rows in ways.items()}}
+        found["study"] = study | {
+            "growth": {way: growth(rows) for way, rows in ways.items()},
+            "of_preset": {preset: _seeds(rows) for preset, rows in study["seeds"].groupby("preset")},
+            "quickest_peer": quickest_peers(study["peers"]),
+        }
     return found
+
+
+def _seeds(rows: pd.DataFrame) -> dict:
+    """Median and range over a preset's seeds."""
+    spread = {
+        name: {"median": rows[name].median(), "least": rows[name].min(), "most": rows[name].max()}
+        for name in ("weight_error", "val_mse", "best_epoch", "seconds")
+    }
+    return {"seeds": len(rows), "dead": int(rows["dead"].sum())} | spread
 
 
 def _place(place: Place) -> dict:
@@ -93,7 +108,10 @@ def _place(place: Place) -> dict:
         "pipeline": {way: place.baseline(way) for way in ("sequential", "batched")},
         "floor": place.floor,
         "fastest": {path: place.best(path) for path in place.paths},
-        "speedup_over_batched": {path: over_batched(place, path) for path in place.paths},
+        "other_settings_as_fast": {path: overlaps(place, path) for path in place.paths},
+        "against_pipeline": {
+            path: {rival: against(place, path, rival) for rival in ("sequential", "batched")} for path in place.paths
+        },
         "fast_over_reference": {"least": ratios.min(), "median": ratios.median(), "most": ratios.max()},
         "wins_from_batch_size": {
             path: {rival: from_size(won) for rival, won in wins(place, path).items()} for path in place.paths

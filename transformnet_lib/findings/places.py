@@ -62,7 +62,7 @@ def places(runs: Sequence[Run]) -> list[Place]:
         for device in devices:
             name, title = device_text(device), device
             if len(timed) > 1:
-                name, title = f"{name} of {code(run.label)}", f"{title}, {run.label}"
+                name, title = f"{name} of {code(run.label)}", f"{run.label} ({title})"
             found.append(Place(run, table, device, name, title))
     return found
 
@@ -81,6 +81,11 @@ def quickest(rows: pd.DataFrame) -> pd.Series:
 def per_image(rows: pd.DataFrame, column: str) -> pd.Series:
     """A column of seconds a pass as seconds an image really processed."""
     return rows[column] / rows["images"]
+
+
+def speedup_at(rows, quartile: str):
+    """The speed-up over the pipeline image by image by a quartile of the times instead of their median."""
+    return rows["sequential_seconds_per_image"] * rows["images"] / rows[quartile]
 
 
 def disturbed(rows: pd.DataFrame) -> pd.Series:

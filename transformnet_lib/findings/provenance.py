@@ -1,7 +1,7 @@
 """Where the numbers come from: images, machines, versions, commits, times; and how to make them again."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 import pandas as pd
@@ -13,10 +13,13 @@ from ..sizes import SIZES
 from ..study import SEEDS
 from ..timing import BATCH_SIZES, REPEATS
 from ..training import PRESETS, TrainConfig, load_config
+from .learning import preset_text
 from .text import code, counted, escape, listed
 
 # What `transformnet train` has an option for
 TRAIN_OPTIONS = ("seed", "epochs", "batch_size", "lr", "min_delta", "patience")
+
+COMMAND_WIDTH = 76  # characters
 
 # The training's parameters as a reader knows them
 PARAMETERS = {
@@ -42,54 +45,69 @@ def report_date(runs: Sequence[Run]) -> str:
 
 
 def first_page(runs: Sequence[Run]) -> str:
-    """Images, machine, versions, seed and commit, each named once, and by run where runs differ."""
+    """Images, machine, versions, seed and commit, each named once, and by run or stage where these differ."""
 
-    def told(name: str, of_run: Callable[[Run], str]) -> str:
-        values: dict[str, list[str]] = {}
-        for run in runs:
-            values.setdefault(of_run(run), []).append(code(run.label))
+    def told(name: str, values: dict[str, list[str]]) -> str:
         if len(values) == 1:
             return f"**{name}:** {next(iter(values))}."
-        return f"**{name}:** " + "; ".join(f"{text} ({listed(labels)})" for text, labels in values.items()) + "."
+        return f"**{name}:** " + "; ".join(f"{text} ({listed(names)})" for text, names in values.items()) + "."
+
+    def of_runs(name: str, value: Callable[[Run], str]) -> str:
+        values: dict[str, list[str]] = {}
+        for run in runs:
+            values.setdefault(value(run), []).append(code(run.label))
+        return told(name, values)
+
+    def of_stages(name: str, value: Callable[[dict], str]) -> str:
+        """A value that may differ between the stages of a run, which were perhaps made on several machines."""
+        values: dict[str, list[str]] = {}
+        for run in runs:
+            of_run: dict[str, list[str]] = {}
+            for stage in filter(run.has, STAGE_FILES):
+                of_run.setdefault(value(run.stage_info(stage)), []).append(stage)
+            for text, stages in of_run.items():
+                which = f": {', '.join(stages)}" if len(of_run) > 1 else ""
+                values.setdefault(text, []).append(f"{code(run.label)}{which}")
+        return told(name, values)
 
     def images(run: Run) -> str:
         found = run.stage_info("train")["images"]
         height, width = found["size"]
         return f"{code(found['source'])}, {found['count']:,} training images of {height}×{width} pixels"
 
-    def machine(run: Run) -> str:
-        there = run.stage_info("train")["environment"]
+    def machine(stage: dict) -> str:
+        there = stage["environment"]
         name = there["cpu"] if there["device"] == "cpu" else f"{there['device_name']} with {there['cpu']}"
         cores = counted(there["cores"], "core")
         return f"{escape(name)}, {cores}, {counted(there['threads'], 'thread')}, {escape(there['os'])}"
 
-    def versions(run: Run) -> str:
-        there = run.stage_info("train")["environment"]
+    def versions(stage: dict) -> str:
+        there = stage["environment"]
         return escape(f"Python {there['python']}, torch {there['torch']}, torchvision {there['torchvision']}")
 
     def stages(run: Run) -> str:
         done = [name for name in STAGE_FILES if run.has(name)]
-        return f"{code(run.label)} (preset {code(load_config(run).preset)}: {', '.join(done)})"
+        return f"{code(run.label)} (preset {preset_text(run)}: {', '.join(done)})"
 
     compared = [run.stage_info("compare")["images"]["count"] for run in runs if run.has("compare")]
     tested = [f"**Test images:** {compared[0]:,}, the same for all runs."] if compared else []
-    shipped = [code(run.label) for run in runs if run.shipped]
     marked = [
-        f"**{SHIPPED_SIGN}:** {label} came with this project, made on another machine; all its numbers are marked "
-        f"{SHIPPED_SIGN} or named after it."
-        for label in shipped
+        f"**{SHIPPED_SIGN}:** {code(run.label)} came with this project, made on another machine; all its numbers are "
+        f"marked {SHIPPED_SIGN} or named after it."
+        for run in runs
+        if run.shipped
     ]
     lines = [
         f"**Runs:** {'; '.join(map(stages, runs))}. Every number below was read from "
         "their files, but for those marked as the paper's.",
         *marked,
-        told("Images", images),
+        of_runs("Images", images),
         *tested,
-        told("Machine", machine),
-        told("Versions", versions),
-        told("Seed", lambda run: str(load_config(run).seed)),
-        told("Commit", lambda run: code(short_commit(run.stage_info("train")))),
-        told("Date", lambda run: escape(run.stage_info("train")["started"][:10])),
+        of_stages("Machine", machine),
+        of_stages("Versions", versions),
+        of_runs("Seed", lambda run: str(load_config(run).seed)),
+        of_stages("Commit", lambda stage: code(short_commit(stage))),
+        of_stages("Date", lambda stage: escape(stage["started"][:10])),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -125,27 +143,38 @@ def _fact(value: object) -> str:
 
 
 def stages_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a stage of a run: its images, what it was asked for, when, how long, and the commit."""
+    """One row a stage of a run: its images, machine, when, how long, and the commit."""
     rows = []
+    for run, name, stage in _stages(runs):
+        images, machine = stage["images"], stage["environment"]
+        rows.append(
+            {
+                "Run": run.label,
+                "stage": name if stage["status"] == "complete" else f"{name} ({stage['status']})",
+                "images": f"{images['count']:,} {images['split']}",
+                "machine": f"{machine['cpu']}, {counted(machine['threads'], 'thread')}",
+                "started (UTC)": stage["started"][:16].replace("T", " "),
+                "seconds": f"{stage['seconds']:.1f}" if "seconds" in stage else "–",
+                "commit": short_commit(stage),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def stages_asked(runs: Sequence[Run]) -> str:
+    """What each stage after the training was asked for: a Markdown list."""
+    lines = []
+    for run, name, stage in _stages(runs):
+        asked = [f"{key.replace('_', ' ')} {_asked(value)}" for key, value in stage["parameters"].items()]
+        if name != "train" and asked:
+            lines.append(f"- {code(run.label)}, {name}: {escape('; '.join(asked))}.")
+    return "\n".join(lines)
+
+
+def _stages(runs: Sequence[Run]) -> Iterator[tuple[Run, str, dict]]:
     for run in runs:
         stages = run.info["stages"]
-        for name, stage in ((name, stages[name]) for name in STAGE_FILES if name in stages):
-            images = stage["images"]
-            asked = {
-                key.replace("_", " "): _asked(value) for key, value in stage["parameters"].items() if name != "train"
-            }
-            rows.append(
-                {
-                    "Run": run.label,
-                    "stage": name if stage["status"] == "complete" else f"{name} ({stage['status']})",
-                    "images": f"{images['count']:,} {images['split']}",
-                    "asked for": "; ".join(f"{key} {value}" for key, value in asked.items()) or "–",
-                    "started (UTC)": stage["started"][:16].replace("T", " "),
-                    "seconds": f"{stage['seconds']:.1f}" if "seconds" in stage else "–",
-                    "commit": short_commit(stage),
-                }
-            )
-    return pd.DataFrame(rows)
+        yield from ((run, name, stages[name]) for name in STAGE_FILES if name in stages)
 
 
 def _asked(value: object) -> str:
@@ -154,10 +183,22 @@ def _asked(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def commands(runs: Sequence[Run]) -> str:
+def commands(runs: Sequence[Run], *, title: str = "", author: str = "") -> str:
     """The command lines that make these runs and this report again, where the images are."""
+    front = [part for name, text in (("title", title), ("author", author)) if text for part in _options(name, text)]
+    report = ["transformnet", "report", *_options("run", [_folder(run) for run in runs]), *front]
     lines = [command for run in runs if not run.shipped for command in run_commands(run)]
-    return "\n".join([*lines, " ".join(["transformnet report", *_options("run", [_folder(run) for run in runs])])])
+    return "\n".join([*lines, _command(report)])
+
+
+def _command(words: Sequence[str]) -> str:
+    """Words as a command line, continued on the next where it is longer than a page is wide."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) > COMMAND_WIDTH and word.startswith("--"):
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return " \\\n".join(lines)
 
 
 def _folder(run: Run) -> str:
@@ -170,7 +211,7 @@ def run_commands(run: Run) -> list[str]:
     lines = []
     for name, options in of_stage.items():
         if run.has(name):
-            lines.append(" ".join([f"transformnet {name}", *_options("run-dir", run.label), *options(run)]))
+            lines.append(_command(["transformnet", name, *_options("run-dir", run.label), *options(run)]))
     return lines
 
 

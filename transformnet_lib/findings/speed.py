@@ -6,7 +6,7 @@ import pandas as pd
 
 from .. import paper
 from ..timing import NOISY_SPREAD, PATHS
-from .places import SETTING, Place, disturbed, per_image
+from .places import SETTING, Place, disturbed, per_image, speedup_at
 from .text import WAY_NAMES, code, counted, escape, listed, spread_text, times_text
 
 # A setting "matters" if in at least this share of the pairs the quartile ranges lie apart, on the same side.
@@ -46,17 +46,39 @@ def baselines(place: Place) -> str:
     )
 
 
-def over_batched(place: Place, path: str) -> float:
-    """How many times as fast as the pipeline in batches a way to run the model is, both at their fastest."""
-    return place.best(path)["speedup"] / place.baseline("batched")["speedup"]
+def against(place: Place, path: str, rival: str) -> dict:
+    """A way to run the model against the pipeline, both at their fastest: rival is "sequential" or "batched".
+
+    ratio: how many times as fast it is, by the medians; low and high: by the worse and the better pair of quartiles.
+    verdict: "faster" if even low is above 1, "slower" if even high is below 1, else "no clear difference".
+    """
+    best, other = place.best(path), place.baseline(rival)
+    # Image by image is what each speed-up is over already, and took turns with its row
+    ratio, low, high = (best["speedup"], speedup_at(best, "q3"), speedup_at(best, "q1"))
+    if rival == "batched":
+        ratio, low, high = ratio / other["speedup"], low / speedup_at(other, "q1"), high / speedup_at(other, "q3")
+    return {"ratio": ratio, "low": low, "high": high, "verdict": verdict_of(low, high)}
+
+
+def verdict_of(low: float, high: float) -> str:
+    """What a ratio of speeds says whose worst and best pair of quartiles give `low` and `high`."""
+    return "faster" if low > 1 else "slower" if high < 1 else "no clear difference"
+
+
+def against_text(found: dict) -> str:
+    """The result of `against` as the beginning of a comparison: "5.37× as fast as"."""
+    if found["verdict"] == "no clear difference":
+        spread = f"{times_text(found['ratio'])} [{found['low']:.3g}, {found['high']:.3g}]"
+        return f"neither clearly faster nor slower ({spread}) than"
+    if found["ratio"] >= 1:
+        return f"{times_text(found['ratio'])} as fast as"
+    return f"slower ({times_text(1 / found['ratio'])} the time) than"
 
 
 def fastest(place: Place, path: str) -> str:
     """The fastest setting of a way to run the model, against both ways to run the pipeline."""
-    best, batched, ratio = place.best(path), place.baseline("batched"), over_batched(place, path)
-    against = f"{times_text(ratio)} as fast as" if ratio >= 1 else f"slower ({times_text(1 / ratio)} the time) than"
-    rows = place.model_rows(path)
-    overlapping = int((per_image(rows, "q1") <= best["q3"] / best["images"]).sum()) - 1
+    best, batched, overlapping = place.best(path), place.baseline("batched"), overlaps(place, path)
+    one_by_one, in_batches = (against_text(against(place, path, rival)) for rival in ("sequential", "batched"))
     others = (
         f" The quartiles of {counted(overlapping, 'other setting')} overlap with its own, so it is not clearly fastest."
         if overlapping
@@ -65,9 +87,15 @@ def fastest(place: Place, path: str) -> str:
     return (
         f"On {place.name}, {WAYS[path]} is fastest with {setting_text(best)}: {spread_text(best)} for "
         f"{best['images']:,} images (median and quartiles of {counted(best['repeats'], 'repeat')}). That is "
-        f"{times_text(best['speedup'])} as fast as the pipeline run image by image on the CPU, and {against} the same "
+        f"{one_by_one} the pipeline run image by image on the CPU, and {in_batches} the same "
         f"pipeline run in batches of {batched['batch_size']} ({spread_text(batched)}).{others}"
     )
+
+
+def overlaps(place: Place, path: str) -> int:
+    """How many other settings' quartile ranges, in time an image, overlap with that of the fastest."""
+    rows, best = place.model_rows(path), place.best(path)
+    return int((per_image(rows, "q1") <= best["q3"] / best["images"]).sum()) - 1
 
 
 def both_paths(place: Place) -> pd.Series:
@@ -82,8 +110,8 @@ def against_reference(place: Place) -> str:
     if ratios.empty:
         return ""
     return (
-        f"Over {counted(len(ratios), 'setting')} on {place.name} the fast way is between {times_text(ratios.min())} "
-        f"and {times_text(ratios.max())} as fast as the paper's way (median {times_text(ratios.median())})."
+        f"Over {counted(len(ratios), 'setting')} on {place.name} the fast way is {times_text(ratios.median())} as fast "
+        f"as the paper's way (median; from {times_text(ratios.min())} to {times_text(ratios.max())})."
     )
 
 
@@ -96,11 +124,11 @@ def wins(place: Place, path: str) -> dict[str, pd.Series]:
     Beyond the spread: the slower quartile of the slowest shuffle and drop_last against the pipeline's faster one.
     """
     rows = place.rows[(place.rows["path"] == path) & (place.rows["num_workers"] == 0)]
-    slowest = _speedup_at(rows, "q3").groupby(rows["batch_size"]).min()
+    slowest = speedup_at(rows, "q3").groupby(rows["batch_size"]).min()
     batched = place.table[place.table["path"] == "batched"].set_index("batch_size")
     return {
         "image by image": slowest > 1,
-        "in batches": slowest > _speedup_at(batched, "q1").reindex(slowest.index),
+        "in batches": slowest > speedup_at(batched, "q1").reindex(slowest.index),
     }
 
 
@@ -127,11 +155,6 @@ def wins_from(place: Place, path: str) -> str:
         f"On {place.name}, {WAYS[path]}, at its slowest shuffle and drop_last and beyond the quartiles, {parts[0]}, "
         f"and it {parts[1]}."
     )
-
-
-def _speedup_at(rows: pd.DataFrame, quartile: str) -> pd.Series:
-    """The speed-up by a quartile of the times instead of their median."""
-    return rows["sequential_seconds_per_image"] * rows["images"] / rows[quartile]
 
 
 # Shuffle, drop_last, workers
@@ -214,13 +237,13 @@ def workers(place: Place) -> pd.DataFrame:
 
 
 def workers_verdict(place: Place) -> str | None:
-    """Whether raising num_workers "helps", "does not help" or "makes no clear difference"; None if not judged."""
+    """Whether raising num_workers "helps", "makes it slower" or "makes no clear difference"; None if not judged."""
     sweep = workers(place)
     if sweep.empty or sweep["repeats"].min() < LEAST_REPEATS:
         return None
     none, more = sweep.iloc[0], sweep.iloc[1:]
     if (more["q1"] > none["q3"]).all():
-        return "does not help"
+        return "makes it slower"
     return "helps" if (more["q3"] < none["q1"]).any() else "makes no clear difference"
 
 
@@ -232,7 +255,7 @@ def workers_effect(place: Place) -> str:
     if verdict is None:
         return f"On {place.name}, `num_workers` could not be judged from fewer than {LEAST_REPEATS} repeats."
     none, more = sweep.iloc[0], sweep.iloc[1:]
-    told = {"does not help": ", as the paper remarks", "helps": ", against the paper's remark"}.get(verdict, "")
+    told = {"makes it slower": ", as the paper remarks", "helps": ", against the paper's remark"}.get(verdict, "")
     times = listed([f"{spread_text(row)} with {row['num_workers']}" for _, row in more.iterrows()])
     return (
         f"On {place.name}, raising `num_workers` {verdict}{told}: at batch size {none['batch_size']} a pass takes "
@@ -246,8 +269,8 @@ def workers_effect(place: Place) -> str:
 def waterfall(place: Place) -> pd.DataFrame:
     """The steps from the pipeline image by image to the fast way, at the largest batch size that has them all.
 
-    In order, without drop_last. Columns: path, name, batch_size, speedup (over image by image), factor (of the time per
-    image, over the step before) with low and high, the factor by the worse and the better pair of quartiles. Empty if
+    In order, without drop_last. Columns: path, name, batch_size, speedup (over image by image), factor (the speed-up
+    over that of the step before) with low and high, the factor by the worse and the better pair of quartiles. Empty if
     a step is missing.
     """
     table = place.table
@@ -265,9 +288,9 @@ def waterfall(place: Place) -> pd.DataFrame:
     found = pd.DataFrame(steps).reset_index(drop=True)
     found["batch_size"] = size
     found["name"] = found["path"].map(WAY_NAMES | {"fast": "folded model, fast loader"})
-    median, q1, q3 = (per_image(found, column) for column in ("seconds", "q1", "q3"))
-    found["factor"] = median.shift() / median
-    found["low"], found["high"] = q1.shift() / q3, q3.shift() / q1
+    worst, best = speedup_at(found, "q3"), speedup_at(found, "q1")
+    found["factor"] = found["speedup"] / found["speedup"].shift()
+    found["low"], found["high"] = worst / best.shift(), best / worst.shift()
     return found[["path", "name", "batch_size", "speedup", "factor", "low", "high"]]
 
 
@@ -303,8 +326,14 @@ def noise(place: Place) -> str:
     heavy = f" The load average was up to {load:.1f}." if pd.notna(load) else ""
     if not count:
         return f"None of {counted(len(rows), 'row')} on {place.name} is disturbed.{heavy}"
+    why = [
+        f"in {noisy} the quartiles lie farther apart than {NOISY_SPREAD:.0%} of the median" if noisy else "",
+        f"{count - noisy} {'was' if count - noisy == 1 else 'were'} measured while the pipeline itself was slower or "
+        "faster than at most times"
+        if count > noisy
+        else "",
+    ]
     return (
-        f"{count} of {counted(len(rows), 'row')} on {place.name} {'is' if count == 1 else 'are'} disturbed: in {noisy} "
-        f"the quartiles lie farther apart than {NOISY_SPREAD:.0%} of the median, the others were measured while the "
-        f"pipeline itself was slower or faster than at most times.{heavy}"
+        f"{count} of {counted(len(rows), 'row')} on {place.name} {'is' if count == 1 else 'are'} disturbed: "
+        f"{listed(list(filter(None, why)))}.{heavy}"
     )

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from .speed import against_text, verdict_of
 from .text import WAY_NAMES, code, counted, device_text, escape, listed, scientific, spread_text, times_text
 
 
@@ -66,22 +67,34 @@ def peers_table(peers: pd.DataFrame) -> pd.DataFrame:
     return shown.reset_index(drop=True)
 
 
-def peers_text(peers: pd.DataFrame) -> str:
-    """How the fast way stands among the peers, those of equal results apart; and what could not be measured."""
-    sentences = []
+def quickest_peers(peers: pd.DataFrame) -> dict[str, dict]:
+    """On each device the quickest of the others' ways, and how many times as fast the model run the fast way is."""
+    found = {}
     for device, rows in peers[peers["reason"] == ""].groupby("device", sort=False):
         ours = rows[rows["name"].str.startswith("TransformNet, the fast")]
         others = rows[rows["max_difference"].notna() & ~rows["name"].str.startswith("TransformNet")]
-        if ours.empty or others.empty:
-            continue
-        best = others.loc[others["seconds"].idxmin()]
-        ratio = best["seconds"] / ours.iloc[0]["seconds"]
-        verdict = f"{times_text(ratio)} as fast as" if ratio >= 1 else f"slower ({times_text(1 / ratio)} the time) than"
-        sentences.append(
-            f"On {device_text(device)}, the model run the fast way is {verdict} the quickest of the others, "
-            f"{escape(best['name'])}."
-        )
-        if (own := ours.iloc[0]["max_difference"]) > 1:
+        if len(ours) and len(others):
+            best, own = others.loc[others["seconds"].idxmin()], ours.iloc[0]
+            found[device] = {
+                "name": best["name"],
+                "ratio": best["seconds"] / own["seconds"],
+                "low": best["q1"] / own["q3"],
+                "high": best["q3"] / own["q1"],
+            }
+    return found
+
+
+def peers_text(peers: pd.DataFrame) -> str:
+    """How the fast way stands among the peers, those of equal results apart; and what could not be measured."""
+    sentences = []
+    for device, best in quickest_peers(peers).items():
+        rows = peers[(peers["reason"] == "") & (peers["device"] == device)]
+        own = rows.loc[rows["name"].str.startswith("TransformNet, the fast"), "max_difference"].iloc[0]
+        others = rows[rows["max_difference"].notna() & ~rows["name"].str.startswith("TransformNet")]
+        found = best | {"verdict": verdict_of(best["low"], best["high"])}
+        rival = f"the quickest of the others, {escape(best['name'])}"
+        sentences.append(f"On {device_text(device)}, the model run the fast way is {against_text(found)} {rival}.")
+        if own > 1:
             sentences.append(
                 f"Its pictures differ by up to {own:.1f} grey levels, since its weights are what this run learned."
             )

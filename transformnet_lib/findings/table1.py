@@ -83,7 +83,8 @@ def _measured(place: Place) -> dict[tuple, dict]:
 
 
 def table1_caption(group: Sequence[Place], runs: Sequence[Run]) -> str:
-    """What the columns of this Table 1 are."""
+    """What the columns of this Table 1 are; `runs` are named where no place is there that could be."""
+    own = [run for run in runs if any(run is place.run for place in group)] or runs
     labels = listed([code(label) for label in dict.fromkeys(place.run.label for place in group)]) if group else "no run"
     return (
         "The paper's settings: its times, single measurements on its machine, and those measured here "
@@ -91,14 +92,14 @@ def table1_caption(group: Sequence[Place], runs: Sequence[Run]) -> str:
         "speed-up over the same machine's pipeline run image by image; ratio, the reference's time over the fast "
         "one's; images, those of a pass here. "
         f"A star marks disturbed rows: quartiles farther apart than {NOISY_SPREAD:.0%} of the median, or measured "
-        f"while the pipeline itself was {NOISY_SPREAD:.0%} slower or faster than at most times. " + not_measured(runs)
+        f"while the pipeline itself was {NOISY_SPREAD:.0%} slower or faster than at most times. " + not_measured(own)
     ).strip()
 
 
 def not_measured(runs: Sequence[Run]) -> str:
-    """The settings without a time, folded into a sentence a reason with the paper's times; empty if there are none."""
+    """The settings without a time, folded into a sentence a reason; empty if there are none."""
     published = paper.table1()
-    sentences = []
+    sentences, devices = [], {}
     for run in runs:
         missing = swept_rows(load_benchmark(run)).query("reason != ''") if run.has("benchmark") else pd.DataFrame()
         if missing.empty:
@@ -106,12 +107,13 @@ def not_measured(runs: Sequence[Run]) -> str:
         kinds = missing["reason"].str.partition(" (MSE")[0]  # the same reason, whatever the number in it
         for (device, reason), rows in missing.groupby(["device", kinds]):
             count = len(rows.drop_duplicates(SETTING))
-            seconds = published.loc[published["device"] == device.partition(":")[0], "seconds"] * 1000
-            theirs = (
-                f"; the paper's times there are {seconds.min():.1f} to {seconds.max():.1f} ms" if len(seconds) else ""
-            )
+            devices[device.partition(":")[0]] = None
             sentences.append(
                 f"{counted(count, 'setting')} on {escape(device)} in run {code(run.label)} "
-                f"{'has' if count == 1 else 'have'} no time ({escape(reason)}){theirs}."
+                f"{'has' if count == 1 else 'have'} no time ({escape(reason)})."
             )
+    for device in devices:
+        seconds = published.loc[published["device"] == device, "seconds"] * 1000
+        if len(seconds):
+            sentences.append(f"The paper's times on {device} are {seconds.min():.1f} to {seconds.max():.1f} ms.")
     return " ".join(sentences)

@@ -103,8 +103,9 @@ def show_all(run: Run) -> None:
     """Make all sentences and tables that the report has of a run."""
     for of_runs in (abstract.answer, abstract.closeness_of_each, learning.weights_table, learning.optimum,
                     learning.images_used, learning.devices_shown, provenance.report_date, provenance.first_page,
-                    provenance.commands, provenance.training_table, provenance.stages_table, provenance.stages_asked, table1.not_measured,
-                    abstract.subject, abstract.conclusion, claims_table, report_numbers):  # fmt: skip
+                    provenance.commands, provenance.training_table, provenance.stages_table, provenance.stages_asked,
+                    table1.not_measured, abstract.subject, abstract.conclusion, claims_table,
+                    report_numbers):  # fmt: skip
         of_runs([run])
     for of_run in (
         learning.weights_distance,

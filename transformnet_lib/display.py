@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from .errors import ParameterError
 from .findings.text import escape
 
+NUMBERS = "application/json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -66,7 +67,7 @@ def show_table(
 def show_numbers(numbers: dict) -> None:
     """Show JSON values (JupyterLab: as a tree to open); `report.export` writes them beside the report."""
     display(
-        {"application/json": numbers, "text/plain": "<numbers by name>"},
+        {NUMBERS: numbers, "text/plain": "<numbers by name>"},
         raw=True,
         metadata={"transformnet": {"numbers": True}},
     )

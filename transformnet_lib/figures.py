@@ -142,7 +142,7 @@ def history_curves(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str)
     return ax
 
 
-def weight_paths(ax: Axes, path: pd.DataFrame, optimum: Sequence[float], *, label: str) -> Axes:
+def weight_paths(ax: Axes, path: pd.DataFrame, optimum: Sequence[float], *, label: str = "") -> Axes:
     """Draw the three weights after each epoch of one training, and dotted lines where the optimum has them.
 
     `path` has the columns epoch (0 is the start), red, green, blue; `optimum` is (red, green, blue); `label`

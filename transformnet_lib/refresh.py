@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from .display import WIDGET
+from .display import NUMBERS, WIDGET
 from .errors import NotebookError, TransformnetError
 from .files import write_atomic
 from .report import KERNEL_ARGUMENTS, NOTEBOOKS, ROOT
@@ -33,7 +33,8 @@ def committed(path: Path) -> NotebookNode | None:
 def normalise(notebook: NotebookNode, before: NotebookNode | None) -> None:
     """Drop progress bars, times, paths and widgets from `notebook`; unchanged clock cells keep their old outputs.
 
-    A widget is nothing without its kernel; what stands beside it for where no widgets run is kept.
+    A widget is nothing without its kernel, and the numbers by name would be most of the file; what stands beside them,
+    for where they cannot be shown, is kept.
     """
     notebook.metadata.pop("widgets", None)
     clocks = {cell.source: cell.outputs for cell in before.cells if is_clock(cell)} if before else {}
@@ -44,7 +45,8 @@ def normalise(notebook: NotebookNode, before: NotebookNode | None) -> None:
             cell.outputs = clocks.get(cell.source) if is_clock(cell) and clocks.get(cell.source) else cell.outputs
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
-                output.get("data", {}).pop(WIDGET, None)
+                for form in (WIDGET, NUMBERS):
+                    output.get("data", {}).pop(form, None)
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}  # without the version
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     notebook.metadata.update(language_info=language, kernelspec=kernel)

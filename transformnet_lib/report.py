@@ -23,6 +23,7 @@ from nbconvert.exporters.exporter import Exporter
 
 from . import errors
 from .data import check_source
+from .display import NUMBERS
 from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
 from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_atomic, write_together
@@ -199,7 +200,7 @@ def _numbers(notebook: Path) -> dict | None:
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", []):
             if output.get("metadata", {}).get("transformnet", {}).get("numbers"):
-                return output["data"]["application/json"]
+                return output["data"][NUMBERS]
     return None
 
 

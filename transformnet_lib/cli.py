@@ -215,7 +215,8 @@ def report(
     files = make_report(made, out, title=title, author=author)
     for file in files:
         typer.echo(file)
-    typer.echo(json.loads(files[-1].read_text())["answer"], err=True)
+    first, _, _ = json.loads(files[-1].read_text())["answer"].partition(". ")
+    typer.echo(f"{first}.", err=True)
     if not run:
         forced_done(runs_dir)
 

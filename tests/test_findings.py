@@ -403,15 +403,18 @@ def test_weights_are_judged_by_their_distance(run, tmp_path, train_set):
     assert abstract.closeness_of_each([far, dead]) == ""
 
 
-@pytest.mark.parametrize("weights", [(0.31, 0.71, -0.03), (0.31, 0.68, 0.01)])
-def test_a_negative_weight_is_remarked_on(run, monkeypatch, weights):
+@pytest.mark.parametrize(
+    ("weights", "mse", "told"),
+    [((0.31, 0.71, -0.03), 1e-4, True), ((0.31, 0.68, 0.01), 1e-4, False), ((0.31, 0.71, -0.5), 0.08, False)],
+)
+def test_a_negative_weight_is_remarked_on_where_the_loss_is_small(run, monkeypatch, weights, mse, told):
     trained = load_training(run)
     monkeypatch.setattr(
         learning, "load_training", lambda run: SimpleNamespace(
-            model=SimpleNamespace(weights=weights), dead=False, best_epoch=1, best_val_mse=1e-4, history=trained.history
+            model=SimpleNamespace(weights=weights), dead=False, best_epoch=1, best_val_mse=mse, history=trained.history
         ),
     )  # fmt: skip
-    assert ("A negative blue is no grey" in learning.weights_distance(run)) is (weights[2] < 0)
+    assert ("A negative blue is no grey" in learning.weights_distance(run)) is told
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
         if image.shape != shape:
             raise DataError(
                 f"{files[i]}: expected {shape[2]}×{shape[1]} pixels like {files[0]}, got "
-                f'{image.shape[2]}×{image.shape[1]}; make the sizes equal or use fit="crop"'
+                f'{image.shape[2]}×{image.shape[1]}; make the sizes equal or use fit="crop" (--fit crop)'
             )
         pixels[i] = image
 

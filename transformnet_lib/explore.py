@@ -298,7 +298,7 @@ class RunChooser:
     def __init__(self, runs: Sequence[Run], runs_dir: str):
         given = [str(run.path) for run in runs]
         found = sorted(str(path.parent) for path in Path(runs_dir).glob("*/run.json"))
-        options = [(Path(path).resolve().name, path) for path in dict.fromkeys([*given, *found])]
+        options = [(Run(path).label, path) for path in dict.fromkeys([*given, *found])]
         self.choice = widgets.SelectMultiple(
             options=options, value=given, description="runs", rows=min(8, len(options) + 1)
         )
@@ -308,6 +308,9 @@ class RunChooser:
         self.table, self.curves = widgets.VBox([self.choice, self.text]), widgets.VBox([self.picture])
 
     def draw(self, _=None) -> None:
+        if not self.choice.value:
+            self.text.value = "Choose a run."
+            return
         try:
             runs = open_runs(self.choice.value)
             with pd.option_context("display.max_colwidth", None):

@@ -16,6 +16,8 @@ from .text import code, counted, escape, listed, scientific, seconds_text
 
 CHANNELS = ("red", "green", "blue")
 
+SMALL_MSE = 1e-3  # of pixels in [0, 1], 8 grey levels: below it pictures look alike
+
 # What the reader must know of each kind of image source.
 SOURCES = {
     "photos": (
@@ -50,7 +52,7 @@ def weights_distance(run: Run) -> str:
     odd = (
         f" A negative {listed(negative)} is no grey anybody would choose. In photographs the three colours are so "
         "alike that too much of one makes up for too little of another, and the loss hardly tells."
-        if negative
+        if negative and trained.best_val_mse < SMALL_MSE
         else ""
     )
     return (

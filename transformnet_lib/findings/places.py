@@ -67,6 +67,12 @@ def places(runs: Sequence[Run]) -> list[Place]:
     return found
 
 
+def machines(runs: Sequence[Run]) -> list[Place]:
+    """One place a timed run for the pipeline itself, which was timed on the CPU whether the model was or not."""
+    timed = [run for run in runs if run.has("benchmark")]
+    return [Place(run, load_benchmark(run), "cpu", device_text("cpu"), run.label) for run in timed]
+
+
 def swept_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the sweep over shuffle and drop_last, measured or not: those that Table 1 has."""
     rows = table[table["path"].isin(PATHS) & (table["num_workers"] == 0)]

@@ -7,7 +7,7 @@ import pandas as pd
 from .. import paper
 from ..runs import SHIPPED_SIGN, Run
 from ..timing import NOISY_SPREAD, PATHS, load_benchmark
-from .places import SETTING, Place, disturbed, swept_rows
+from .places import SETTING, Place, disturbed, places, swept_rows
 from .text import YES_NO, code, counted, decimals, escape, listed
 
 
@@ -97,7 +97,10 @@ def table1_caption(group: Sequence[Place], runs: Sequence[Run]) -> str:
 
 
 def not_measured(runs: Sequence[Run]) -> str:
-    """The settings without a time, folded into a sentence a reason; empty if there are none."""
+    """The settings without a time, folded into a sentence a reason; empty if there are none.
+
+    With the paper's times on devices of which nothing was measured.
+    """
     published = paper.table1()
     sentences, devices = [], {}
     for run in runs:
@@ -112,7 +115,8 @@ def not_measured(runs: Sequence[Run]) -> str:
                 f"{counted(count, 'setting')} on {escape(device)} in run {code(run.label)} "
                 f"{'has' if count == 1 else 'have'} no time ({escape(reason)})."
             )
-    for device in devices:
+    measured = {_kind(place) for place in places(runs)}
+    for device in (device for device in devices if device not in measured):
         seconds = published.loc[published["device"] == device, "seconds"] * 1000
         if len(seconds):
             sentences.append(f"The paper's times on {device} are {seconds.min():.1f} to {seconds.max():.1f} ms.")

@@ -176,7 +176,7 @@ def test_runs_are_listed_compared_and_refused_where_they_do_not_go_together(tmp_
         train(images, config, run=Run(tmp_path / "runs" / name))
     (tmp_path / "runs" / "notes").mkdir()
     chooser = RunChooser([reference_run()], str(tmp_path / "runs"))
-    assert [label for label, _ in chooser.choice.options] == ["cpu-small", "a", "small"]
+    assert [label for label, _ in chooser.choice.options] == ["cpu-small†", "a", "small"]
     assert "cpu-small† (preset paper)" in chooser.text.value
     chooser.choice.value = (str(tmp_path / "runs/a"),)
     assert "a (preset paper)" in chooser.text.value and "cpu-small" not in chooser.text.value

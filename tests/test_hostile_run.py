@@ -676,7 +676,7 @@ def test_a_file_with_any_bytes_changed_is_refused_or_read(original, tmp_path):
     sound = {name: (run.path / name).read_bytes() for name in READERS}
     ends = []
 
-    @settings(max_examples=300, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=100, derandomize=True, deadline=None, database=None)
     @given(st.sampled_from(sorted(READERS)), st.floats(0, 1), st.binary(max_size=6), st.booleans())
     def check(name, where, new, insert):
         content = sound[name]

@@ -127,7 +127,7 @@ def test_numbers_in_prose_come_from_the_run_files(made, page):
     results = run.stage_info("compare")["results"]
     abstract = page.find(class_="abstract").get_text()
     assert f"the MSE is {scientific(results['test_mse'])}" in abstract
-    assert f"(MSE {scientific(results['test_mse'])} over 2,000 test images, preset precise)" in abstract
+    assert f"(MSE {scientific(results['test_mse'])} over 2,000 test images, preset precise, changed: " in abstract
 
 
 def test_the_page_needs_no_other_host(page):

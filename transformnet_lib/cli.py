@@ -200,6 +200,7 @@ def report(
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
     from .report import check_front, forced_done, make_report, make_runs
+    from .runs import Run, shipped_runs
     from .sizes import SIZES
 
     check_front(title, author)
@@ -212,7 +213,9 @@ def report(
         study={"seeds": 20, "sizes": list(SIZES)} if study else None,
         force=force,
     )
-    files = make_report(made, out, title=title, author=author)
+    # A shipped run joins where it shows a kind of device that is not here; to runs that were named nothing is added
+    shipped = [] if run else [found.path for found in shipped_runs([Run(path) for path in made])]
+    files = make_report([*made, *shipped], out, title=title, author=author)
     for file in files:
         typer.echo(file)
     first, _, _ = json.loads(files[-1].read_text())["answer"].partition(". ")

@@ -29,7 +29,7 @@ from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_atomic, write_together
 from .findings.text import listed
 from .machine import available_devices, resolve_device
-from .runs import Run, now, open_runs, shipped_runs
+from .runs import Run, now, open_runs
 from .timing import check_sweep
 from .training import TrainConfig
 
@@ -218,8 +218,7 @@ def make_runs(
 
     The first has the stages train, compare, benchmark and, unless None, study; the others train and compare. What is
     complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters. With `force` all are
-    made anew; if that is stopped, the same call goes on with it until `forced_done` is called. A shipped run that shows
-    a kind of device which is not here is added to what is returned.
+    made anew; if that is stopped, the same call goes on with it until `forced_done` is called.
     """
     devices = [str(resolve_device(device)) for device in devices] or available_devices()
     todo, run_dirs = [], []
@@ -244,7 +243,7 @@ def make_runs(
     for stage, run_dir, parameters in todo:
         record = Run(run_dir).record(stage)
         run_stage(stage, run_dir, parameters | {"force": force and (record is None or record["started"] < since)})
-    return [*run_dirs, *(run.path for run in shipped_runs(list(map(Run, run_dirs))))]
+    return run_dirs
 
 
 def forced_since(runs_dir: Path, request: list) -> str:

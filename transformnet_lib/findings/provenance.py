@@ -78,7 +78,7 @@ def first_page(runs: Sequence[Run]) -> str:
     def machine(stage: dict) -> str:
         there = stage["environment"]
         name = there["cpu"] if there["device"] == "cpu" else f"{there['device_name']} with {there['cpu']}"
-        cores = counted(there["cores"], "core")
+        cores = counted(there["cores"], "core") if there["cores"] else "cores unknown"
         return f"{escape(name)}, {cores}, {counted(there['threads'], 'thread')}, {escape(there['os'])}"
 
     def versions(stage: dict) -> str:

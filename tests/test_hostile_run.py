@@ -11,13 +11,14 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, train
+from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, report, train
 from transformnet_lib.errors import RunError, TransformnetError
 from transformnet_lib.findings import abstract, learning, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import claims_table
@@ -226,6 +227,34 @@ def test_paths_in_the_record_are_only_where_images_are_looked_for(stranger, path
     with pytest.raises(TransformnetError, match="folder:"):
         load_dataset(stranger)
     assert sorted(stranger.path.parent.rglob("*")) == before
+
+
+# Where a stage's writing leads
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_notebook_is_not_written_through_a_link_or_into_a_pipe(stranger, tmp_path, monkeypatch, kind):
+    victim, unfinished = tmp_path / "victim.txt", stranger.path / "compare.failed.ipynb"
+    victim.write_text("mine")
+    unfinished.symlink_to(victim) if kind == "link" else os.mkfifo(unfinished)
+    (stranger.path / "compare.ipynb").symlink_to(victim)
+    cells = [nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]})]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "compare.ipynb")
+    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
+    report.run_stage("compare", stranger.path, {})
+    assert victim.read_text() == "mine"
+    written = stranger.path / "compare.ipynb"
+    assert "run_dir" in written.read_text() and not written.is_symlink() and not unfinished.exists()
+
+
+@pytest.mark.parametrize("name", ["compare.failed.ipynb", "compare.ipynb"])
+def test_a_folder_in_place_of_a_notebook_is_one_line(stranger, tmp_path, monkeypatch, name):
+    (stranger.path / name).mkdir()
+    monkeypatch.setattr(report, "check_executed", lambda path: None)
+    monkeypatch.setattr(report, "_interruptibly", lambda name, work: (stranger.path / f"{name}.failed.ipynb").touch())
+    with pytest.raises(TransformnetError, match=rf"{name}: cannot be written \(Is a directory\)"):
+        report.run_stage("compare", stranger.path, {})
 
 
 # Texts

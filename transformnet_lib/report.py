@@ -61,6 +61,7 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # "Executing notebook with kernel" is no news
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)  # papermill would follow a link and wait for a pipe
         _interruptibly(
             name,
             lambda **hooks: papermill.execute_notebook(
@@ -73,6 +74,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
                 **hooks,
             ),
         )
+        check_executed(unfinished)
+        unfinished.replace(output)
     except papermill.exceptions.PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]
         if not hasattr(errors, error.ename):  # not one of ours, so its message alone may not say what it is
@@ -84,9 +87,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
         raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
         print(file=sys.stderr)  # papermill leaves its progress bar on the line
-        raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror or error})") from error
-    check_executed(unfinished)
-    unfinished.replace(output)
+        place = error.filename2 or error.filename or output
+        raise NotebookError(f"{place}: cannot be written ({error.strerror or error})") from error
 
 
 def _interruptibly(name: str, work: Callable[..., object]) -> None:

@@ -257,6 +257,64 @@ def test_a_folder_in_place_of_a_notebook_is_one_line(stranger, tmp_path, monkeyp
         report.run_stage("compare", stranger.path, {})
 
 
+def tree(folder: Path) -> dict:
+    """All below a folder, with the files' content."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def compare_again(run: Run, *, force: bool = False) -> None:
+    record = run.stage_info("compare")
+    with run.stage(
+        "compare", record["parameters"], images=record["images"], device=torch.device("cpu"), force=force
+    ) as results:
+        assert results is None or force
+        results and results.update(record["results"])
+
+
+@pytest.mark.parametrize("place", [".train.ready", ".train.anew", ".compare.anew", ".benchmark.ready"])
+@pytest.mark.parametrize("kind", ["a link", "a link within", "a folder within", "a pipe", "a file"])
+def test_a_stage_takes_nothing_through_a_folder_for_making_anew(stranger, original, tmp_path, place, kind):
+    victim, folder = shutil.copytree(original, tmp_path / "victim"), stranger.path / place
+    name = {"train": "checkpoint.pt", "compare": "examples.npz", "benchmark": "benchmark.csv"}[place.split(".")[1]]
+    if kind == "a link":
+        folder.symlink_to(victim)
+    elif kind == "a pipe":
+        os.mkfifo(folder)
+    elif kind == "a file":
+        folder.write_text("x")
+    else:
+        shutil.copytree(original, folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to(victim / name) if kind == "a link within" else (folder / name).mkdir()
+    before = tree(victim)
+    for force in (False, True):
+        with pytest.raises(RunError, match=rf"{place}.*: expected a plain f(ile|older), got ") as caught:
+            compare_again(stranger, force=force)
+        assert str(caught.value).isprintable()
+    assert tree(victim) == before
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "tensorboard/events", "history.csv", ".lock", "run.json"])
+def test_a_stage_writes_nothing_through_a_link(stranger, tmp_path, name):
+    victim = tmp_path / "victim"
+    if name == "tensorboard":
+        victim.mkdir()
+    else:
+        victim.write_text("mine")
+    (stranger.path / name).unlink(missing_ok=True) if name != "tensorboard" else shutil.rmtree(stranger.path / name)
+    (stranger.path / name).symlink_to(victim)
+    with pytest.raises(RunError, match=f"stranger/{name}: expected a plain" if name != ".lock" else "cannot be written"):
+        compare_again(stranger, force=True)
+    assert tree(victim) == {} if name == "tensorboard" else victim.read_text() == "mine"
+    assert (stranger.path / name).is_symlink()
+
+
+def test_a_sound_run_of_a_stranger_can_be_gone_on_with(stranger):
+    compare_again(stranger)
+    compare_again(stranger, force=True)
+    read_all(stranger)
+
+
 # Texts
 
 HOSTILE = [

@@ -7,6 +7,7 @@ not followed. Its texts are any: who shows one escapes it.
 """
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import stat
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,9 +36,11 @@ REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
 ROUNDING = 1e-5  # of a pixel in [0, 1], when float32 values that were computed apart are compared
 
+TENSORBOARD = "tensorboard"  # a folder of event files; what else a stage writes is a file
+
 # What each stage writes, and so what goes when the stage is made anew. A stage builds on those before it.
 STAGE_FILES = {
-    "train": ("history.csv", "weights.pt", "checkpoint.pt", "tensorboard"),
+    "train": ("history.csv", "weights.pt", "checkpoint.pt", TENSORBOARD),
     "compare": ("examples.npz",),
     "benchmark": ("benchmark.csv",),
     "study": ("seeds.csv", "peers.csv", "sizes.csv"),
@@ -432,7 +435,7 @@ class Run:
         """TensorBoard's SummaryWriter; events from `next_epoch` on, left by an interrupted run, are purged."""
         from torch.utils.tensorboard import SummaryWriter  # here, since only training needs it: 0.5 s
 
-        return SummaryWriter(str(self.path / "tensorboard"), purge_step=next_epoch)
+        return SummaryWriter(str(self.path / TENSORBOARD), purge_step=next_epoch)
 
     @contextmanager
     def stage(
@@ -511,8 +514,23 @@ class Run:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         with locked(self.path, ".lock"):
+            self._refuse_links()
             drop_leftovers(self.path)
             yield
+
+    def _refuse_links(self) -> None:
+        """Raise RunError if what a stage reads, moves or replaces is a link, a pipe or of another kind than its own.
+
+        A run from a stranger could lead it to other files of the user.
+        """
+        making = [self.path / f".{stage}.{state}" for stage in STAGE_FILES for state in ("anew", "ready")]
+        for folder in making:
+            _expect(folder, stat.S_ISDIR)
+        for folder in (self.path, *making):
+            for name in ("run.json", *itertools.chain(*STAGE_FILES.values())):
+                _expect(folder / name, stat.S_ISDIR if name == TENSORBOARD else stat.S_ISREG)
+            for file in (folder / TENSORBOARD).glob("*"):
+                _expect(file, stat.S_ISREG)
 
     def retract(self, name: str, before: dict | None, why: str) -> None:
         """Mark a stage failed that was completed since its record was `before`: the notebook around it did not end."""
@@ -594,6 +612,13 @@ class Run:
         content = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
         check_schema(parse_json(content))  # never write what could not be read back
         self.write("run.json", content)
+
+
+def _expect(path: Path, kind: Callable[[int], bool]) -> None:
+    """Raise RunError unless what lies at `path`, if anything, is of a `kind`: stat.S_ISREG or stat.S_ISDIR."""
+    if os.path.lexists(path) and not kind(path.lstat().st_mode):
+        expected = "folder" if kind is stat.S_ISDIR else "file"
+        raise RunError(f"{path}: expected a plain {expected}, got a link or something else; remove it")
 
 
 def _empty_info() -> dict:

@@ -312,10 +312,10 @@ def test_a_damaged_folder_of_a_forced_stage_is_made_anew(made, damage):
 
 
 def test_what_a_killed_process_had_begun_to_write_is_cleared_away_by_the_next_command(made):
-    (made.path / ".history.csv.x1y2.part").write_bytes(b"half")
+    (made.path / ".transformnet-history.csv.x1y2.part").write_bytes(b"half")
     (made.path / "mine.part").write_bytes(b"not ours")
     do(made, "benchmark", {}, files={"benchmark.csv": b"x"})
-    assert not (made.path / ".history.csv.x1y2.part").exists() and (made.path / "mine.part").exists()
+    assert not (made.path / ".transformnet-history.csv.x1y2.part").exists() and (made.path / "mine.part").exists()
 
 
 @pytest.mark.parametrize("results", [{}, {"test_mse": "low", "max_error": 0.1}, {"test_mse": 0.1, "max_error": None}])

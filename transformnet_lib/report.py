@@ -281,8 +281,13 @@ def check_front(title: str | None, author: str | None) -> None:
 
 
 def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
-    """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json]."""
+    """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json].
+
+    A run with a stage that was begun and is not complete is refused, whatever the other runs have.
+    """
     runs = open_runs(run_dirs)
+    for run in runs:
+        run.require(*run.info["stages"])
     for stage in ("compare", "benchmark"):
         if not any(run.has(stage) for run in runs):
             runs[0].require(stage)

@@ -201,10 +201,11 @@ def test_force_on_train_drops_all_that_builds_on_it(made):
     made.write("checkpoint.pt", b"x")
     (made.path / "tensorboard").mkdir()
     (made.path / "tensorboard" / "events").write_text("x")
-    (made.path / "train.ipynb").write_text("{}")
+    for name in ("train.ipynb", "compare.ipynb", "benchmark.failed.ipynb", "mine.ipynb"):
+        (made.path / name).write_text("{}")
     assert do(made, "train", PARAMETERS | {"seed": 1}, force=True)
     assert set(made.info["stages"]) == {"train"}
-    assert {path.name for path in made.path.iterdir()} - {".lock"} == {"run.json", "train.ipynb"}
+    assert {path.name for path in made.path.iterdir()} - {".lock"} == {"run.json", "mine.ipynb"}
     assert record(made)["parameters"]["seed"] == 1
 
 
@@ -274,7 +275,7 @@ def test_a_forced_stage_does_not_go_on_with_another_training(made):
     assert compare() is False
 
 
-@pytest.mark.parametrize("killed_before", range(20))  # 0: the new record is written; 19: the last folder is removed
+@pytest.mark.parametrize("killed_before", range(28))  # 0: the new record is written; 27: the last folder is removed
 def test_a_kill_while_a_stage_takes_the_olds_place_is_made_good_by_the_next_command(tmp_path, killed_before):
     run = make(tmp_path / "run")
     (run.path / "tensorboard").mkdir()

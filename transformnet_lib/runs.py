@@ -527,7 +527,7 @@ class Run:
         for folder in making:
             _expect(folder, stat.S_ISDIR)
         for folder in (self.path, *making):
-            for name in ("run.json", *itertools.chain(*STAGE_FILES.values())):
+            for name in ("run.json", *itertools.chain(*map(_files, STAGE_FILES))):
                 _expect(folder / name, stat.S_ISDIR if name == TENSORBOARD else stat.S_ISREG)
             for file in (folder / TENSORBOARD).glob("*"):
                 _expect(file, stat.S_ISREG)
@@ -595,7 +595,7 @@ class Run:
             )
 
     def _discard(self, name: str) -> None:
-        """Drop a stage's record, then its files; every other stage builds on `train` and goes with it."""
+        """Drop a stage's record, then its files and notebooks; every other stage builds on `train` and goes with it."""
         try:
             info = self.info
         except RunError:  # damaged, or of another format: making the training anew is the way out
@@ -605,13 +605,18 @@ class Run:
         dropped = list(STAGE_FILES) if name == "train" else [name]
         info["stages"] = {stage: record for stage, record in info["stages"].items() if stage not in dropped}
         self._write_info(info)  # first, so that no record is left whose files are gone
-        for path in [self.path / file for stage in dropped for file in STAGE_FILES[stage]]:
+        for path in [self.path / file for stage in dropped for file in _files(stage)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_info(self, info: dict) -> None:
         content = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
         check_schema(parse_json(content))  # never write what could not be read back
         self.write("run.json", content)
+
+
+def _files(stage: str) -> tuple[str, ...]:
+    """What goes with a stage: what it writes, and its notebooks."""
+    return *STAGE_FILES[stage], f"{stage}.ipynb", f"{stage}.failed.ipynb"
 
 
 def _expect(path: Path, kind: Callable[[int], bool]) -> None:

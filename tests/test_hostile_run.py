@@ -303,7 +303,9 @@ def test_a_stage_writes_nothing_through_a_link(stranger, tmp_path, name):
         victim.write_text("mine")
     (stranger.path / name).unlink(missing_ok=True) if name != "tensorboard" else shutil.rmtree(stranger.path / name)
     (stranger.path / name).symlink_to(victim)
-    with pytest.raises(RunError, match=f"stranger/{name}: expected a plain" if name != ".lock" else "cannot be written"):
+    with pytest.raises(
+        RunError, match=f"stranger/{name}: expected a plain" if name != ".lock" else "cannot be written"
+    ):
         compare_again(stranger, force=True)
     assert tree(victim) == {} if name == "tensorboard" else victim.read_text() == "mine"
     assert (stranger.path / name).is_symlink()

@@ -531,7 +531,7 @@ def changed(info: dict, path: str, value: object) -> dict:
         ("stages.unknown", {}),
         ("stages.train", None),
         ("stages.train.unknown", 1),
-        ("stages.train.status", "done"),
+        ("stages.train.status", "ended"),
         ("stages.train.status", ["complete"]),
         ("stages.train.status", changed),
         ("stages.train.parameters", []),

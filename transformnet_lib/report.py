@@ -7,6 +7,7 @@ papermill's own metadata alone can say "completed" after a dead kernel.
 import asyncio
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_atomic, write_together
 from .findings.text import listed
 from .machine import available_devices, resolve_device
-from .runs import Run, now, open_runs, shipped_runs
+from .runs import EXECUTING, Run, now, open_runs, shipped_runs
 from .timing import check_sweep
 from .training import TrainConfig
 
@@ -107,6 +108,9 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             super().__init__(**options)
             kernels.append(self)
 
+        async def start_kernel(self, **options):
+            await super().start_kernel(**{"env": os.environ | {EXECUTING: name}} | options)
+
     def thread() -> None:
         try:
             work(kernel_manager_class=Manager, on_notebook_start=lambda **_: ready.set())
@@ -156,21 +160,21 @@ def check_stage(name: str, parameters: dict) -> None:
 def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     """Execute the notebook of one stage into its run directory, and make sure that the stage is complete.
 
-    A stage whose work was done just now, but whose notebook did not run to its end, is marked failed.
+    One whose work was done just now, but whose notebook did not run to its end, is not; the same call executes that.
     """
     check_stage(name, parameters)
     run = Run(run_dir)
     if name != "train":
         run.require("train")
     with locked(run_dir, LOCK):
-        before = run.record(name)
         try:
             execute(name, run_dir / f"{name}.ipynb", {"run_dir": str(run_dir), **parameters})
         except (NotebookError, Interrupted) as error:
             with suppress(RunError):  # the run cannot be written, or is gone: the first error is the one to tell
                 if run.record(name):
-                    run.retract(name, before, f"interrupted: {error}" if isinstance(error, Interrupted) else str(error))
+                    run.end(name, str(error))
             raise
+        run.end(name)
         run.require(name)
 
 

@@ -203,7 +203,10 @@ def notebook(tmp_path, monkeypatch):
     monkeypatch.setattr(report.papermill, "execute_notebook", execute)
     finished = reference_run().path / "run.json"
 
-    copied = f"import shutil; shutil.copy({str(finished)!r}, run_dir)"
+    copied = f"""
+from pathlib import Path
+record = Path({str(finished)!r}).read_text().replace('"status": "complete"', '"status": "done"', 1)
+Path(run_dir, "run.json").write_text(record)"""
 
     def put(then: str, *, name: str = "train", done: str = copied, parameter: str = "run_dir"):
         cells = [nbformat.v4.new_code_cell(source) for source in (f"{parameter} = ''", done, then, "1")]
@@ -223,7 +226,7 @@ def test_a_notebook_that_fails_after_its_stage_makes_the_stage_fail(notebook, tm
     with pytest.raises(NotebookError) as caught:
         run_stage("train", run.path, {})
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert run.record("train")["status"] == "failed" and message in run.record("train")["why"]
+    assert run.record("train")["status"] == "done" and message in run.record("train")["why"]
     assert "run_dir" in (run.path / "train.failed.ipynb").read_text()
     assert (run.path / "train.ipynb").read_text() == "the one before"
     with pytest.raises(RunError, match="stage train is not complete"):
@@ -243,7 +246,7 @@ def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinish
     (tmp_path / "r").mkdir()
     with pytest.raises(Interrupted):
         run_stage("train", tmp_path / "r", {})
-    assert Run(tmp_path / "r").record("train")["why"] == "interrupted: train: interrupted"
+    assert Run(tmp_path / "r").record("train")["why"].endswith("run to the end: train: interrupted")
 
 
 @posix
@@ -271,7 +274,7 @@ def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_pat
         run_stage("train", run.path, {})
     presser.join()
     assert len(sent) == 2 and "KeyboardInterrupt" in (run.path / "train.failed.ipynb").read_text()
-    assert run.record("train")["why"].startswith("interrupted: train: interrupted")
+    assert run.record("train")["why"].startswith("its notebook did not run to the end: train: interrupted")
 
 
 def test_a_stage_that_was_complete_before_stays_so_when_a_later_notebook_fails(notebook, tmp_path):
@@ -364,3 +367,24 @@ def test_a_forced_command_that_was_stopped_forces_only_what_it_had_not_yet_made(
 def test_a_note_of_a_forced_command_that_cannot_be_read_is_none(tmp_path, content):
     (tmp_path / report.FORCED).write_text(content)
     assert forced_since(tmp_path, [1]) >= "2026"
+
+
+def test_a_stage_is_complete_only_when_its_notebook_has_ended(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "r")
+    asked = run.stage_info("compare")["parameters"] | {"force": True}
+    stopped = Run(tmp_path / "r")
+
+    def killed(path):
+        raise SystemExit  # as a second Ctrl-C, or a kill: nobody marks anything
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(report, "check_executed", killed)
+        run_stage("compare", stopped.path, asked)
+    assert stopped.record("compare")["status"] == "done" and not (stopped.path / "compare.ipynb").exists()
+    with pytest.raises(RunError, match=r"compare is not complete \(its notebook did not run to the end\)"):
+        make_report([stopped.path], tmp_path / "out", title=None, author=None)
+    began = stopped.record("compare")["started"], (stopped.path / "examples.npz").stat().st_mtime_ns
+    run_stage("compare", stopped.path, asked | {"force": False})
+    assert (stopped.record("compare")["started"], (stopped.path / "examples.npz").stat().st_mtime_ns) == began
+    stopped.require("compare")
+    assert (stopped.path / "compare.ipynb").exists()

@@ -2,10 +2,12 @@
 
 import itertools
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from transformnet_lib.files import write_atomic, write_together
+from transformnet_lib.files import drop_leftovers, write_atomic, write_together
 
 
 @pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "os.chmod"])
@@ -60,3 +62,17 @@ def test_files_written_together_are_all_new_or_all_old(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(files, b"old")
     write_together(files)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_only_what_is_surely_ours_is_cleared_away(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, suppress(RuntimeError):
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # who is killed clears nothing away
+        write_atomic(tmp_path / "history.csv", b"half")
+    (ours,) = tmp_path.iterdir()
+    (tmp_path / ".ubuntu.iso.part").write_bytes(b"another program's")
+    (tmp_path / ".transformnet-folder.part").mkdir()
+    (tmp_path / ".transformnet-link.part").symlink_to(tmp_path / ".ubuntu.iso.part")
+    others = set(tmp_path.iterdir()) - {ours}
+    drop_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == others and len(others) == 3

@@ -11,13 +11,14 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, train
+from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, report, train
 from transformnet_lib.errors import RunError, TransformnetError
 from transformnet_lib.findings import abstract, learning, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import claims_table
@@ -227,6 +228,94 @@ def test_paths_in_the_record_are_only_where_images_are_looked_for(stranger, path
     with pytest.raises(TransformnetError, match="folder:"):
         load_dataset(stranger)
     assert sorted(stranger.path.parent.rglob("*")) == before
+
+
+# Where a stage's writing leads
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_notebook_is_not_written_through_a_link_or_into_a_pipe(stranger, tmp_path, monkeypatch, kind):
+    victim, unfinished = tmp_path / "victim.txt", stranger.path / "compare.failed.ipynb"
+    victim.write_text("mine")
+    unfinished.symlink_to(victim) if kind == "link" else os.mkfifo(unfinished)
+    (stranger.path / "compare.ipynb").symlink_to(victim)
+    cells = [nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]})]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "compare.ipynb")
+    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
+    report.run_stage("compare", stranger.path, {})
+    assert victim.read_text() == "mine"
+    written = stranger.path / "compare.ipynb"
+    assert "run_dir" in written.read_text() and not written.is_symlink() and not unfinished.exists()
+
+
+@pytest.mark.parametrize("name", ["compare.failed.ipynb", "compare.ipynb"])
+def test_a_folder_in_place_of_a_notebook_is_one_line(stranger, tmp_path, monkeypatch, name):
+    (stranger.path / name).mkdir()
+    monkeypatch.setattr(report, "check_executed", lambda path: None)
+    monkeypatch.setattr(report, "_interruptibly", lambda name, work: (stranger.path / f"{name}.failed.ipynb").touch())
+    with pytest.raises(TransformnetError, match=rf"{name}: cannot be written \(Is a directory\)"):
+        report.run_stage("compare", stranger.path, {})
+
+
+def tree(folder: Path) -> dict:
+    """All below a folder, with the files' content."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def compare_again(run: Run, *, force: bool = False) -> None:
+    record = run.stage_info("compare")
+    with run.stage(
+        "compare", record["parameters"], images=record["images"], device=torch.device("cpu"), force=force
+    ) as results:
+        assert results is None or force
+        results and results.update(record["results"])
+
+
+@pytest.mark.parametrize("place", [".train.ready", ".train.anew", ".compare.anew", ".benchmark.ready"])
+@pytest.mark.parametrize("kind", ["a link", "a link within", "a folder within", "a pipe", "a file"])
+def test_a_stage_takes_nothing_through_a_folder_for_making_anew(stranger, original, tmp_path, place, kind):
+    victim, folder = shutil.copytree(original, tmp_path / "victim"), stranger.path / place
+    name = {"train": "checkpoint.pt", "compare": "examples.npz", "benchmark": "benchmark.csv"}[place.split(".")[1]]
+    if kind == "a link":
+        folder.symlink_to(victim)
+    elif kind == "a pipe":
+        os.mkfifo(folder)
+    elif kind == "a file":
+        folder.write_text("x")
+    else:
+        shutil.copytree(original, folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to(victim / name) if kind == "a link within" else (folder / name).mkdir()
+    before = tree(victim)
+    for force in (False, True):
+        with pytest.raises(RunError, match=rf"{place}.*: expected a plain f(ile|older), got ") as caught:
+            compare_again(stranger, force=force)
+        assert str(caught.value).isprintable()
+    assert tree(victim) == before
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "tensorboard/events", "history.csv", ".lock", "run.json"])
+def test_a_stage_writes_nothing_through_a_link(stranger, tmp_path, name):
+    victim = tmp_path / "victim"
+    if name == "tensorboard":
+        victim.mkdir()
+    else:
+        victim.write_text("mine")
+    (stranger.path / name).unlink(missing_ok=True) if name != "tensorboard" else shutil.rmtree(stranger.path / name)
+    (stranger.path / name).symlink_to(victim)
+    with pytest.raises(
+        RunError, match=f"stranger/{name}: expected a plain" if name != ".lock" else "cannot be written"
+    ):
+        compare_again(stranger, force=True)
+    assert tree(victim) == {} if name == "tensorboard" else victim.read_text() == "mine"
+    assert (stranger.path / name).is_symlink()
+
+
+def test_a_sound_run_of_a_stranger_can_be_gone_on_with(stranger):
+    compare_again(stranger)
+    compare_again(stranger, force=True)
+    read_all(stranger)
 
 
 # Texts

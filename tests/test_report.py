@@ -16,6 +16,7 @@ from transformnet_lib import Run, paper
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
 from transformnet_lib.findings.text import scientific, spread_text, times_text
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
+from transformnet_lib.runs import reference_run
 
 
 @pytest.fixture(scope="session")
@@ -329,3 +330,15 @@ def test_a_report_needs_finished_runs(made, tmp_path):
     (tmp_path / "precise/run.json").write_text(json.dumps(info))
     with pytest.raises(RunError, match="stage train is not complete"):
         make_report([tmp_path / "precise"], tmp_path, title=None, author=None)
+
+
+@pytest.mark.parametrize(("stage", "status"), [("compare", "failed"), ("benchmark", "started")])
+def test_a_report_refuses_a_run_with_a_stage_that_is_not_complete_though_another_run_has_it(tmp_path, stage, status):
+    for label in ("whole", "broken"):
+        shutil.copytree(reference_run().path, tmp_path / label)
+    info = json.loads((tmp_path / "broken/run.json").read_text())
+    info["stages"][stage] |= {"status": status, "why": "no space left"}
+    (tmp_path / "broken/run.json").write_text(json.dumps(info))
+    with pytest.raises(RunError, match=rf"broken: stage {stage} is not complete \(no space left\)"):
+        make_report([tmp_path / "whole", tmp_path / "broken"], tmp_path / "out", title=None, author=None)
+    assert not (tmp_path / "out").exists()

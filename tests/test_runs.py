@@ -201,10 +201,11 @@ def test_force_on_train_drops_all_that_builds_on_it(made):
     made.write("checkpoint.pt", b"x")
     (made.path / "tensorboard").mkdir()
     (made.path / "tensorboard" / "events").write_text("x")
-    (made.path / "train.ipynb").write_text("{}")
+    for name in ("train.ipynb", "compare.ipynb", "benchmark.failed.ipynb", "mine.ipynb"):
+        (made.path / name).write_text("{}")
     assert do(made, "train", PARAMETERS | {"seed": 1}, force=True)
     assert set(made.info["stages"]) == {"train"}
-    assert {path.name for path in made.path.iterdir()} - {".lock"} == {"run.json", "train.ipynb"}
+    assert {path.name for path in made.path.iterdir()} - {".lock"} == {"run.json", "mine.ipynb"}
     assert record(made)["parameters"]["seed"] == 1
 
 
@@ -274,7 +275,7 @@ def test_a_forced_stage_does_not_go_on_with_another_training(made):
     assert compare() is False
 
 
-@pytest.mark.parametrize("killed_before", range(20))  # 0: the new record is written; 19: the last folder is removed
+@pytest.mark.parametrize("killed_before", range(28))  # 0: the new record is written; 27: the last folder is removed
 def test_a_kill_while_a_stage_takes_the_olds_place_is_made_good_by_the_next_command(tmp_path, killed_before):
     run = make(tmp_path / "run")
     (run.path / "tensorboard").mkdir()
@@ -312,10 +313,10 @@ def test_a_damaged_folder_of_a_forced_stage_is_made_anew(made, damage):
 
 
 def test_what_a_killed_process_had_begun_to_write_is_cleared_away_by_the_next_command(made):
-    (made.path / ".history.csv.x1y2.part").write_bytes(b"half")
+    (made.path / ".transformnet-history.csv.x1y2.part").write_bytes(b"half")
     (made.path / "mine.part").write_bytes(b"not ours")
     do(made, "benchmark", {}, files={"benchmark.csv": b"x"})
-    assert not (made.path / ".history.csv.x1y2.part").exists() and (made.path / "mine.part").exists()
+    assert not (made.path / ".transformnet-history.csv.x1y2.part").exists() and (made.path / "mine.part").exists()
 
 
 @pytest.mark.parametrize("results", [{}, {"test_mse": "low", "max_error": 0.1}, {"test_mse": 0.1, "max_error": None}])
@@ -530,7 +531,7 @@ def changed(info: dict, path: str, value: object) -> dict:
         ("stages.unknown", {}),
         ("stages.train", None),
         ("stages.train.unknown", 1),
-        ("stages.train.status", "done"),
+        ("stages.train.status", "ended"),
         ("stages.train.status", ["complete"]),
         ("stages.train.status", changed),
         ("stages.train.parameters", []),

@@ -11,7 +11,7 @@ import filelock
 from .errors import RunError
 
 LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
-PART = ".part"  # how the name of a file ends that is still being written
+OURS, PART = ".transformnet-", ".part"  # how the name of a file begins and ends that is still being written
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -27,7 +27,7 @@ def write_together(contents: dict[Path, bytes]) -> None:
     beside = {}
     try:
         for path, content in contents.items():
-            handle, beside[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+            handle, beside[path] = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name}.", suffix=PART)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -43,8 +43,9 @@ def write_together(contents: dict[Path, bytes]) -> None:
 
 def drop_leftovers(folder: Path) -> None:
     """Delete what killed processes had begun to write in `folder`; for whoever alone writes there."""
-    for left in folder.glob(f".*{PART}"):
-        left.unlink(missing_ok=True)
+    for left in folder.glob(f"{OURS}*{PART}"):
+        if left.is_file() and not left.is_symlink():
+            left.unlink()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ papermill's own metadata alone can say "completed" after a dead kernel.
 import asyncio
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_atomic, write_together
 from .findings.text import listed
 from .machine import available_devices, resolve_device
-from .runs import Run, now, open_runs
+from .runs import EXECUTING, Run, now, open_runs
 from .timing import check_sweep
 from .training import TrainConfig
 
@@ -62,6 +63,7 @@ def execute(name: str, output: Path, parameters: dict) -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)  # "Executing notebook with kernel" is no news
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)  # papermill would follow a link and wait for a pipe
         _interruptibly(
             name,
             lambda **hooks: papermill.execute_notebook(
@@ -74,6 +76,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
                 **hooks,
             ),
         )
+        check_executed(unfinished)
+        unfinished.replace(output)
     except papermill.exceptions.PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]
         if not hasattr(errors, error.ename):  # not one of ours, so its message alone may not say what it is
@@ -85,9 +89,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
         raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
         print(file=sys.stderr)  # papermill leaves its progress bar on the line
-        raise NotebookError(f"{error.filename or output}: cannot be written ({error.strerror or error})") from error
-    check_executed(unfinished)
-    unfinished.replace(output)
+        place = error.filename2 or error.filename or output
+        raise NotebookError(f"{place}: cannot be written ({error.strerror or error})") from error
 
 
 def _interruptibly(name: str, work: Callable[..., object]) -> None:
@@ -105,6 +108,9 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
         def __init__(self, **options):
             super().__init__(**options)
             kernels.append(self)
+
+        async def start_kernel(self, **options):
+            await super().start_kernel(**{"env": os.environ | {EXECUTING: name}} | options)
 
     def thread() -> None:
         try:
@@ -155,21 +161,21 @@ def check_stage(name: str, parameters: dict) -> None:
 def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     """Execute the notebook of one stage into its run directory, and make sure that the stage is complete.
 
-    A stage whose work was done just now, but whose notebook did not run to its end, is marked failed.
+    One whose work was done just now, but whose notebook did not run to its end, is not; the same call executes that.
     """
     check_stage(name, parameters)
     run = Run(run_dir)
     if name != "train":
         run.require("train")
     with locked(run_dir, LOCK):
-        before = run.record(name)
         try:
             execute(name, run_dir / f"{name}.ipynb", {"run_dir": str(run_dir), **parameters})
         except (NotebookError, Interrupted) as error:
             with suppress(RunError):  # the run cannot be written, or is gone: the first error is the one to tell
                 if run.record(name):
-                    run.retract(name, before, f"interrupted: {error}" if isinstance(error, Interrupted) else str(error))
+                    run.end(name, str(error))
             raise
+        run.end(name)
         run.require(name)
 
 
@@ -279,8 +285,13 @@ def check_front(title: str | None, author: str | None) -> None:
 
 
 def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
-    """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json]."""
+    """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json].
+
+    A run with a stage that was begun and is not complete is refused, whatever the other runs have.
+    """
     runs = open_runs(run_dirs)
+    for run in runs:
+        run.require(*run.info["stages"])
     for stage in ("compare", "benchmark"):
         if not any(run.has(stage) for run in runs):
             runs[0].require(stage)

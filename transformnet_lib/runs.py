@@ -7,6 +7,7 @@ not followed. Its texts are any: who shows one escapes it.
 """
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import stat
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,9 +36,14 @@ REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
 ROUNDING = 1e-5  # of a pixel in [0, 1], when float32 values that were computed apart are compared
 
+# In a kernel: the notebook that a command executes there. The stage's work alone is then "done", and the command makes
+# it "complete" when the notebook has run to its end. Without a command the work is all.
+EXECUTING = "TRANSFORMNET_EXECUTING"
+TENSORBOARD = "tensorboard"  # a folder of event files; what else a stage writes is a file
+
 # What each stage writes, and so what goes when the stage is made anew. A stage builds on those before it.
 STAGE_FILES = {
-    "train": ("history.csv", "weights.pt", "checkpoint.pt", "tensorboard"),
+    "train": ("history.csv", "weights.pt", "checkpoint.pt", TENSORBOARD),
     "compare": ("examples.npz",),
     "benchmark": ("benchmark.csv",),
     "study": ("seeds.csv", "peers.csv", "sizes.csv"),
@@ -104,7 +110,7 @@ _stage = {
     "required": ["status", "parameters", "images", "environment", "commit", "started"],
     "additionalProperties": False,
     "properties": {
-        "status": {"enum": ["started", "complete", "failed"]},
+        "status": {"enum": ["started", "done", "complete", "failed"]},
         "parameters": _plain,
         "images": _images,
         "environment": {
@@ -291,8 +297,9 @@ class Run:
         if record is None:
             found = "not run yet" if (self.path / "run.json").exists() else "the folder holds no run"
             raise RunError(f"{self.path}: stage {name}: {found}; `transformnet {name} --run-dir {self.path}` makes it")
-        if record["status"] != "complete":
-            why = _line(record.get("why", "it was interrupted"))
+        if not _counts(name, record):
+            why = "its notebook did not run to the end" if record["status"] == "done" else "it was interrupted"
+            why = _line(record.get("why", why))
             raise RunError(
                 f"{self.path}: stage {name} is not complete ({why}); "
                 f"`transformnet {name} --run-dir {self.path}` with the same parameters makes it"
@@ -316,7 +323,7 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Whether this stage is complete."""
-        return self.info["stages"].get(name, {}).get("status") == "complete"
+        return _counts(name, self.info["stages"].get(name))
 
     def history(self) -> pd.DataFrame:
         """One row an epoch: epoch (from 1), train_mse, val_mse, epoch_seconds; weights after it: red, green, blue."""
@@ -432,7 +439,7 @@ class Run:
         """TensorBoard's SummaryWriter; events from `next_epoch` on, left by an interrupted run, are purged."""
         from torch.utils.tensorboard import SummaryWriter  # here, since only training needs it: 0.5 s
 
-        return SummaryWriter(str(self.path / "tensorboard"), purge_step=next_epoch)
+        return SummaryWriter(str(self.path / TENSORBOARD), purge_step=next_epoch)
 
     @contextmanager
     def stage(
@@ -476,7 +483,9 @@ class Run:
         record = info["stages"].get(name)
         if record:
             self._refuse_if_other(name, record, parameters, images)
-            if record["status"] == "complete":
+            if record["status"] in ("done", "complete"):
+                if not _counts(name, record):
+                    self._write_info(info | {"stages": info["stages"] | {name: record | {"status": "complete"}}})
                 yield None
                 return
         elif left := [file for file in STAGE_FILES[name] if (self.path / file).exists()]:
@@ -499,7 +508,7 @@ class Run:
         start, results = time.perf_counter(), {}
         try:
             yield results
-            record |= {"status": "complete", "results": results}
+            record |= {"status": "done" if os.environ.get(EXECUTING) == name else "complete", "results": results}
         except BaseException as error:
             why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             record |= {"status": "failed", "why": why[:2000]}
@@ -511,17 +520,35 @@ class Run:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         with locked(self.path, ".lock"):
+            self._refuse_links()
             drop_leftovers(self.path)
             yield
 
-    def retract(self, name: str, before: dict | None, why: str) -> None:
-        """Mark a stage failed that was completed since its record was `before`: the notebook around it did not end."""
+    def _refuse_links(self) -> None:
+        """Raise RunError if what a stage reads, moves or replaces is a link, a pipe or of another kind than its own.
+
+        A run from a stranger could lead it to other files of the user.
+        """
+        making = [self.path / f".{stage}.{state}" for stage in STAGE_FILES for state in ("anew", "ready")]
+        for folder in making:
+            _expect(folder, stat.S_ISDIR)
+        for folder in (self.path, *making):
+            for name in ("run.json", *itertools.chain(*map(_files, STAGE_FILES))):
+                _expect(folder / name, stat.S_ISDIR if name == TENSORBOARD else stat.S_ISREG)
+            for file in (folder / TENSORBOARD).glob("*"):
+                _expect(file, stat.S_ISREG)
+
+    def end(self, name: str, why: str = "") -> None:
+        """Mark a stage whose work is done complete, since its notebook ran to the end, or say why that did not."""
         with self._lock():
             info = self.info
             record = info["stages"].get(name)
-            if record and record["status"] == "complete" and record != before:
-                del record["results"]
-                record |= {"status": "failed", "why": why}
+            if record and record["status"] == "done":
+                record |= (
+                    {"why": f"its notebook did not run to the end: {why}"[:2000]} if why else {"status": "complete"}
+                )
+                if not why:
+                    record.pop("why", None)
                 self._write_info(info)
 
     def _begin_anew(self, name: str, parameters: dict, images: dict) -> Path:
@@ -550,7 +577,7 @@ class Run:
         """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that."""
         for name in STAGE_FILES:
             anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
-            if (anew.record(name) or {}).get("status") == "complete":
+            if (anew.record(name) or {}).get("status") in ("done", "complete"):
                 self._discard(name)
                 anew.path.rename(ready.path)  # from here on what lies in place is new
             if record := ready.record(name):
@@ -577,7 +604,7 @@ class Run:
             )
 
     def _discard(self, name: str) -> None:
-        """Drop a stage's record, then its files; every other stage builds on `train` and goes with it."""
+        """Drop a stage's record, then its files and notebooks; every other stage builds on `train` and goes with it."""
         try:
             info = self.info
         except RunError:  # damaged, or of another format: making the training anew is the way out
@@ -587,13 +614,31 @@ class Run:
         dropped = list(STAGE_FILES) if name == "train" else [name]
         info["stages"] = {stage: record for stage, record in info["stages"].items() if stage not in dropped}
         self._write_info(info)  # first, so that no record is left whose files are gone
-        for path in [self.path / file for stage in dropped for file in STAGE_FILES[stage]]:
+        for path in [self.path / file for stage in dropped for file in _files(stage)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_info(self, info: dict) -> None:
         content = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
         check_schema(parse_json(content))  # never write what could not be read back
         self.write("run.json", content)
+
+
+def _counts(name: str, record: dict | None) -> bool:
+    """Whether a stage is complete, or done in the kernel that executes its notebook."""
+    status = record["status"] if record else None
+    return status == "complete" or (status == "done" and os.environ.get(EXECUTING) == name)
+
+
+def _files(stage: str) -> tuple[str, ...]:
+    """What goes with a stage: what it writes, and its notebooks."""
+    return *STAGE_FILES[stage], f"{stage}.ipynb", f"{stage}.failed.ipynb"
+
+
+def _expect(path: Path, kind: Callable[[int], bool]) -> None:
+    """Raise RunError unless what lies at `path`, if anything, is of a `kind`: stat.S_ISREG or stat.S_ISDIR."""
+    if os.path.lexists(path) and not kind(path.lstat().st_mode):
+        expected = "folder" if kind is stat.S_ISDIR else "file"
+        raise RunError(f"{path}: expected a plain {expected}, got a link or something else; remove it")
 
 
 def _empty_info() -> dict:

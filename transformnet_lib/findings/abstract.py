@@ -122,7 +122,7 @@ def subject(runs: Sequence[Run]) -> str:
         "are those of “the paper” [[1]](#ref-1), measured anew."
         if theirs
         else "are those of “the paper” [[1]](#ref-1) but for the geometry: here images of "
-        f"{size[0]}×{size[1]} pixels go through them. The paper's times are given as they are, for its own geometry, and "
+        f"{size[0]}×{size[1]} pixels go through them. The paper's times are those of its own geometry, and "
         "compare only in their ratios."
     )
     return f"The pipeline ({pipeline}) and TransformNet, the network of three weights that is to replace it, {origin}"

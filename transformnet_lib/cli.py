@@ -7,6 +7,7 @@ the notebook's default; only `limit` differs: a notebook's own default is a quic
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -272,7 +273,7 @@ def main() -> None:
     An error of ours is one line on stderr and exit status 1. SIGTERM, and the SIGHUP of a closed terminal, work as
     Ctrl-C does: what is finished is saved, and the exit status is 128 + the signal's number, as shells say it.
     """
-    received = signal.SIGINT
+    received: int | None = None
 
     def stop(number: int, frame) -> None:
         nonlocal received
@@ -290,9 +291,13 @@ def main() -> None:
     try:
         app()
     except Interrupted as error:
-        _leave(str(error), 128 + received)
+        _leave(str(error), 128 + (received or signal.SIGINT))
     except SystemExit as ended:
         if ended.code == 130:  # typer's, for one that came while no notebook was executed
+            _leave("interrupted", 128 + (received or signal.SIGINT))
+        raise
+    except OSError:
+        if received:  # typer's line about it, or ours, could not be written: the terminal is closed
             _leave("interrupted", 128 + received)
         raise
     except TransformnetError as error:
@@ -305,7 +310,9 @@ def _leave(message: str, status: int) -> None:
 
     That would wait for locks which a thread may hold that was executing a notebook, and is no longer run: tqdm's.
     """
-    typer.echo(f"\n{message}", err=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal is closed
+        typer.echo(f"\n{message}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(status)

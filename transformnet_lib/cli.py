@@ -199,9 +199,11 @@ def report(
     ):
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
+    from .files import check_path
     from .report import check_front, forced_done, make_report, make_runs
     from .sizes import SIZES
 
+    check_path("out", out)
     check_front(title, author)
     made = run or make_runs(
         device or [],

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
 
 from .errors import DataError, ParameterError
+from .files import check_path
 from .pipeline import MAX_SIZE, Pipeline, to_float
 
 # The photographs of the `photos` source, all inside the scikit-image wheel; no photograph is in both splits.
@@ -113,10 +114,12 @@ def resolve_source(data: str, data_path: str | Path = "data") -> str:
     """Return `data` with "auto" decided: "cifar10" if it lies in `data_path`, else "photos"."""
     if not isinstance(data_path, str | Path):
         raise ParameterError(f"data_path: expected the path of a folder, got {data_path!r}")
+    check_path("data_path", data_path)
     if data == "auto":
         return "cifar10" if (Path(data_path) / CIFAR10_FOLDER).is_dir() else "photos"
     if data not in ("photos", "cifar10") and not (isinstance(data, str) and data.startswith("folder:")):
         raise ParameterError(f"data: expected auto, photos, cifar10 or folder:PATH, got {data!r}")
+    check_path("data", data)
     return data
 
 
@@ -233,6 +236,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
     Does nothing if it is there already. The archive, and then each file of it, takes its name when it is whole; the
     hash is checked before anything is unpacked. Raises DataError if the download fails or its hash differs.
     """
+    check_path("data_path", data_path)
     folder = Path(data_path) / CIFAR10_FOLDER
     with suppress(DataError):
         _cifar10(Path(data_path), train=True)

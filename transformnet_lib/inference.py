@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
-from .files import write_atomic
+from .files import check_path, write_atomic
 from .machine import resolve_device
 from .model import FoldedTransformNet
 from .runs import Run
@@ -48,6 +48,8 @@ def infer_folder(
     image; the progress bar is rank 0's.
     Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results.
     """
+    check_path("images", images)
+    check_path("out", out)
     images, out = Path(images), Path(out)
     if form not in FORMATS:
         raise ParameterError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import Interrupted, TransformnetError
+from .errors import Interrupted, TransformnetError, one_line
 
 app = typer.Typer(
     help="Train TransformNet, compare it with the pipeline it replaces, time both, and make the report.",
@@ -293,7 +293,7 @@ def main() -> None:
     try:
         app()
     except Interrupted as error:
-        _leave(str(error), 128 + (received or signal.SIGINT))
+        _leave(one_line(error), 128 + (received or signal.SIGINT))
     except SystemExit as ended:
         if ended.code == 130:  # typer's, for one that came while no notebook was executed
             _leave("interrupted", 128 + (received or signal.SIGINT))
@@ -303,7 +303,7 @@ def main() -> None:
             _leave("interrupted", 128 + received)
         raise
     except TransformnetError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(error)}", err=True)
         sys.exit(1)
 
 

@@ -43,6 +43,7 @@ MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before i
 # https://www.cs.toronto.edu/~kriz/cifar.html; the md5 is the one torchvision checks (torchvision/datasets/cifar.py)
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR10_BYTES = 170_498_071  # of the archive
 CIFAR10_FOLDER = "cifar-10-batches-py"  # in which the archive unpacks
 DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 
@@ -242,6 +243,12 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
         _cifar10(Path(data_path), train=True)
         return folder
     responses = []  # pooch leaves that of a failed download open
+
+    def watch(response, **_) -> None:
+        responses.append(response)
+        chunks = response.iter_content
+        response.iter_content = lambda chunk_size: _no_more_than_the_archive(chunks(chunk_size))
+
     try:
         archive = pooch.retrieve(
             CIFAR10_URL,
@@ -251,7 +258,8 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             downloader=pooch.HTTPDownloader(
                 progressbar=True,
                 timeout=DOWNLOAD_TIMEOUT,
-                hooks={"response": lambda response, **_: responses.append(response)},
+                headers={"Accept-Encoding": "identity"},
+                hooks={"response": watch},
             ),
         )
         with tempfile.TemporaryDirectory(dir=data_path, prefix=".unpacked-") as beside:
@@ -272,6 +280,16 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             response.close()
     _cifar10(Path(data_path), train=True)
     return folder
+
+
+def _no_more_than_the_archive(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass on what comes, unpacked if the server packed it; ValueError once it is more than the archive."""
+    count = 0
+    for chunk in chunks:
+        count += len(chunk)
+        if count > CIFAR10_BYTES:
+            raise ValueError(f"the server sent more than the archive's {CIFAR10_BYTES:,} bytes")
+        yield chunk
 
 
 def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int | None) -> Tensor:

@@ -19,7 +19,7 @@ import nbformat
 import papermill
 import psutil
 import pytest
-from soak import COMMANDS, RUN, Soak, make_images
+from soak import COMMANDS, RUN, STATUS, Soak, make_images
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, files, report, runs, train
 from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
@@ -43,8 +43,8 @@ def test_faults_at_random_moments_of_a_training_lose_nothing(tmp_path):
     train(images(calm), TrainConfig(device="cpu", batch_size=4), run=Run(calm / RUN))
     soak = Soak(folder, calm, seed=0)
     work = Run(calm / RUN).stage_info("train")["seconds"]
-    soak.disturb("train", 3, duration=None, work=work)
-    assert (soak.faults.total(), soak.lost) == (3, 0)
+    soak.disturb("train", len(STATUS), duration=None, work=work)  # each signal once
+    assert (soak.faults.total(), soak.lost) == (len(STATUS), 0)
 
 
 # Commands in trouble

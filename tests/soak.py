@@ -8,6 +8,7 @@ numbers that are no times equal to those of commands that nothing disturbed.
 
 import argparse
 import itertools
+import json
 import os
 import random
 import shutil
@@ -88,12 +89,24 @@ def numbers(run: Run) -> dict:
     return found
 
 
-def _without_times(results: dict) -> dict:
-    return {
-        name: _without_times(value) if isinstance(value, dict) else value
-        for name, value in results.items()
-        if name not in TIMES
+def _without_times(found):
+    if isinstance(found, list):
+        return [_without_times(value) for value in found]
+    if isinstance(found, dict):
+        return {name: _without_times(value) for name, value in found.items() if name not in TIMES}
+    return found
+
+
+def reported(folder: Path) -> dict:
+    """What a report of the run says in numbers that are no times: report.json, without what is a time by its nature."""
+    run = json.loads((folder / "out/report.json").read_text())["runs"][RUN]
+    stages = {
+        name: {key: stage[key] for key in ("status", "parameters")} | {"images": stage["images"]["fingerprint"]}
+        for name, stage in run["stages"].items()
     }
+    learned = {part: _without_times(run[part]) for part in ("train", "least_squares", "compare")}
+    rows = {"benchmark": run["benchmark"]} | {name: run["study"][name] for name in ("seeds", "peers", "sizes")}
+    return {"stages": stages} | learned | _without_times(rows)
 
 
 def page(folder: Path) -> bytes:
@@ -159,15 +172,18 @@ class Soak:
 
     def strike(self, name: str, moment: float, *, at_work: bool) -> bool:
         """Give a command and send it a signal after `moment` seconds (of its work); whether it was still running."""
-        watched = {"report": self.folder / "out/report.failed.ipynb", "export": self.folder / "out/report.ipynb"}
-        file = watched.get(name, self.run.path / "run.json")
-        old, complete = _modified(file), self.complete()
+        out = self.folder / "out"
+        first = {"report": out / "report.failed.ipynb", "export": out / "report.ipynb"}
+        last = dict.fromkeys(first, out / "report.json")
+        begun = _Change(first.get(name, self.run.path / "run.json"))
+        over = _Change(last.get(name, self.run.path / f"{name}.ipynb"))
+        complete = self.complete()
         process = self.start(name)
-        while at_work and process.poll() is None and _modified(file) in (old, None):
+        while at_work and process.poll() is None and not begun.seen():
             time.sleep(0.005)
         with suppress(subprocess.TimeoutExpired):
             process.wait(moment)
-        number, kernels = next(self.signals), kernels_of(process)
+        number, kernels, working = next(self.signals), kernels_of(process), begun.seen()
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
         if process.returncode == 0:
@@ -179,8 +195,9 @@ class Soak:
         label = f"{signal.Signals(number).name} at {moment:.2f} s of {name}{' at work' * at_work}"
         print(f"{label}: status {process.returncode}", flush=True)
         self.faults[name] += 1
-        # While Python starts and ends, a signal ends it as it ends any program
-        assert process.returncode in (STATUS[number], -number), f"{label}: {process.returncode}: {told}"
+        # Only while Python starts and ends, a signal ends it as it ends any program
+        expected = {STATUS[number]} if working and not over.seen() else {STATUS[number], -number}
+        assert process.returncode in expected, f"{label}: {process.returncode}: {told}"
         if process.returncode == STATUS[number] and number != signal.SIGKILL:
             assert "Traceback" not in told, f"{label}: {told}"
             assert "interrupted" in told.replace("\r", "\n").splitlines()[-1], f"{label}: {told}"
@@ -194,7 +211,7 @@ class Soak:
         return {stage: record["started"] for stage, record in stages if record["status"] == "complete"}
 
     def check(self, name: str) -> None:
-        """All that lies in the run is whole, and every line that was ever saved is still there, the same."""
+        """All that lies in the run is whole; saved lines that are gone or no longer the same count as lost."""
         there, calm = numbers(self.run), numbers(Run(self.calm / RUN))
         for table in TABLES.keys() & there.keys():
             assert there[table] == calm[table][: len(there[table])], f"{name}: {table} differs from the undisturbed one"
@@ -205,8 +222,7 @@ class Soak:
             file = self.run.path / table
             now = set(file.read_text().splitlines()) if file.exists() else set()
             self.lost += len(lines - now)
-            lines |= now
-        assert not self.lost, f"{name}: results lost"
+            self.saved[table] = now
 
     def compare(self, name: str) -> None:
         """What the command made is what it makes when nothing disturbs it."""
@@ -216,10 +232,24 @@ class Soak:
         left = [path for path in self.run.path.iterdir() if path.name.endswith(".part") or ".failed." in path.name]
         assert not left, f"{name}: {left}"
         assert name in ("report", "export") or self.run.has(name)
+        if name in ("report", "export"):
+            calm = reported(self.calm)
+            for part, found in reported(self.folder).items():
+                assert found == calm[part], f"{name}: {part} in report.json differs from the undisturbed one"
 
 
-def _modified(file: Path) -> int | None:
-    return file.stat().st_mtime_ns if file.exists() else None
+class _Change:
+    """Whether a file has been written since now."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.old = self._modified()
+
+    def seen(self) -> bool:
+        return self._modified() not in (self.old, None)
+
+    def _modified(self) -> int | None:
+        return self.file.stat().st_mtime_ns if self.file.exists() else None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -248,10 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             soak.disturb(name, count, duration=durations[name], work=works[name])
         COMMANDS["again"] = "report --run r --out again"
         soak.finish("again")
-        assert page(folder / "out") == page(folder / "again"), "the report differs from one that nothing disturbed"
+        assert page(folder / "out") == page(folder / "again"), "the page differs from one that nothing disturbed"
     hit = ", ".join(f"{name} {count}" for name, count in soak.faults.items())
     print(f"{soak.faults.total()} faults injected ({hit}), {soak.lost} results lost")
     print(f"a kernel ended at most {soak.slowest_kernel:.1f} s after its command")
+    sys.exit(1 if soak.lost else 0)
 
 
 if __name__ == "__main__":

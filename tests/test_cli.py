@@ -7,13 +7,14 @@ import papermill
 import pytest
 
 from transformnet_lib import cli
+from transformnet_lib.errors import Interrupted, TransformnetError
 from transformnet_lib.report import NOTEBOOKS
 
 COMMAND = Path(sys.executable).parent / "transformnet"
 
 
-def call(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True)
+def call(*arguments: str | bytes) -> subprocess.CompletedProcess:
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,15 @@ def test_importing_the_library_does_not_load_torch_but_names_all():
         (["report", "--limit", "0"], "limit: expected a whole number from 1"),
         (["report", "--preset", "best"], "preset: expected one of paper, precise, got 'best'"),
         (["report", "--data", "folder:nowhere"], "nowhere is not a folder; expected nowhere/train/ and nowhere/test/"),
+        (
+            ["train", "--run-dir", "r", "--data", b"folder:im\xff"],
+            "data: expected a path in UTF-8, got 'folder:im\\udcff'",
+        ),
+        (["report", "--data-path", b"d\xff"], "data_path: expected a path in UTF-8, got 'd\\udcff'"),
+        (["report", "--run", b"r\xff"], "run_dir: expected a path in UTF-8, got 'r\\udcff'"),
+        (["compare", "--run-dir", b"r\xff"], "run_dir: expected a path in UTF-8, got 'r\\udcff'"),
+        (["report", "--run", "r", "--out", b"o\xff"], "out: expected a path in UTF-8, got 'o\\udcff'"),
+        (["data", "cifar10", "--data-path", b"d\xff"], "data_path: expected a path in UTF-8, got 'd\\udcff'"),
     ],
 )
 def test_bad_input_is_one_line_and_a_status_other_than_0(tmp_path, monkeypatch, arguments, message):
@@ -75,6 +85,19 @@ def test_bad_input_is_one_line_and_a_status_other_than_0(tmp_path, monkeypatch, 
     assert last.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "r" / "run.json").exists()
+
+
+@pytest.mark.parametrize("form", [TransformnetError, Interrupted])
+def test_what_a_message_quotes_cannot_break_its_line_or_obey_the_terminal(monkeypatch, capsys, form):
+    def refuse():
+        raise form("a\nb\x1b[2J.png: not a readable image\r\n")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == (1 if form is TransformnetError else 130)
+    assert capsys.readouterr().err.strip().removeprefix("error: ") == "a b\ufffd[2J.png: not a readable image"
 
 
 def test_unknown_options_are_refused():

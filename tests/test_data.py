@@ -1,5 +1,6 @@
 """The images and the ground truth: what `data.py` and `pipeline.py` promise, against plain versions written here."""
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -317,9 +318,12 @@ def server(cifar, tmp_path, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.server.paths.append(self.path)
+            self.server.asked = self.headers
             self.send_response(self.server.status)
             if self.server.lacking is not None:  # else the end of the connection is the end of the file
                 self.send_header("Content-Length", str(len(self.server.content) + self.server.lacking))
+            if self.server.encoding:
+                self.send_header("Content-Encoding", self.server.encoding)
             self.end_headers()
             self.wfile.write(self.server.content)
             if self.server.stalls:
@@ -330,10 +334,12 @@ def server(cifar, tmp_path, monkeypatch):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as host:
         host.content, host.status, host.lacking, host.paths = packed.getvalue(), 200, 0, []
+        host.encoding = None
         host.stalls, host.ended = False, threading.Event()
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(data, "CIFAR10_URL", f"http://127.0.0.1:{host.server_port}/cifar-10-python.tar.gz")
+        monkeypatch.setattr(data, "CIFAR10_BYTES", len(host.content), raising=False)
         monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(host.content).hexdigest())
         thread = threading.Thread(target=host.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -367,6 +373,21 @@ def test_a_kept_archive_is_unpacked_again_where_the_folder_is_missing_or_damaged
     data.download_cifar10(tmp_path)
     assert np.array_equal(load_images("cifar10", train=True, data_path=tmp_path).pixels.numpy(), cifar["train"])
     assert len(server.paths) == 1
+
+
+def test_a_server_that_keeps_sending_is_given_up_and_leaves_nothing(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CIFAR10_BYTES", len(server.content) - 1, raising=False)
+    told = refusal(lambda: data.download_cifar10(tmp_path))
+    assert f"more than the archive's {len(server.content) - 1:,} bytes" in told
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_an_answer_that_is_packed_does_not_expand(server, tmp_path):
+    server.content = gzip.compress(bytes(1_000_000))
+    server.encoding = "gzip"
+    told = refusal(lambda: data.download_cifar10(tmp_path))
+    assert "more than the archive" in told and server.asked["Accept-Encoding"] == "identity"
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_damaged_archive_is_downloaded_again(server, tmp_path):

@@ -19,7 +19,7 @@ import nbformat
 import papermill
 import psutil
 import pytest
-from soak import COMMANDS, RUN, Soak, make_images
+from soak import COMMANDS, RUN, STATUS, Soak, make_images
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, files, report, runs, train
 from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
@@ -43,8 +43,8 @@ def test_faults_at_random_moments_of_a_training_lose_nothing(tmp_path):
     train(images(calm), TrainConfig(device="cpu", batch_size=4), run=Run(calm / RUN))
     soak = Soak(folder, calm, seed=0)
     work = Run(calm / RUN).stage_info("train")["seconds"]
-    soak.disturb("train", 3, duration=None, work=work)
-    assert (soak.faults.total(), soak.lost) == (3, 0)
+    soak.disturb("train", len(STATUS), duration=None, work=work)  # each signal once
+    assert (soak.faults.total(), soak.lost) == (len(STATUS), 0)
 
 
 # Commands in trouble
@@ -107,10 +107,31 @@ main()
 
 
 @posix
+@pytest.mark.parametrize("sign", [report.LOCK, "history.csv"], ids=["before the kernel starts", "at work"])
+def test_a_closed_terminal_ends_the_command_with_status_129(tmp_path, sign):
+    import fcntl  # these three are POSIX's
+    import pty
+    import termios
+
+    make_images(tmp_path, 60)
+    master, terminal = pty.openpty()
+    program = Path(sys.executable).parent / "transformnet"
+    process = subprocess.Popen(
+        [program, *COMMANDS["train"].split()], cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(terminal)
+    until(process, tmp_path / "r" / sign)
+    os.close(master)  # which sends SIGHUP, and makes every write to the terminal fail
+    assert process.wait(60) == 129
+
+
+@posix
 def test_a_killed_kernel_is_one_line_and_the_same_command_goes_on(tmp_path):
     make_images(tmp_path)
     process = start(tmp_path, COMMANDS["train"])
-    until(process, tmp_path / "r/checkpoint.pt")
+    until(process, tmp_path / "r/history.csv")
     kernel = next(child for child in psutil.Process(process.pid).children() if "ipykernel" in " ".join(child.cmdline()))
     kernel.send_signal(signal.SIGKILL)
     assert "train: the kernel died (out of memory, or killed); see r/train.failed.ipynb" in refused(process)

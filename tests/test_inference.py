@@ -150,6 +150,28 @@ def test_under_torchrun_each_process_takes_its_share(run, images, tmp_path):
     assert listing(tmp_path / "out") == listing(tmp_path / "whole")
 
 
+SHARD = "shard-000000-of-rank-0000.npz"
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "junk"),
+    [("png", "0.png.png", b""), *(("npz", SHARD, junk) for junk in (b"", b"junk", b"PK\x05\x06" + bytes(18)))],
+)
+def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, junk):
+    infer_folder(run, images, tmp_path / "out", form=form, batch_size=31, device="cpu")
+    before = listing(tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(junk)
+    assert infer_folder(run, images, tmp_path / "out", form=form, batch_size=31, device="cpu") > 0
+    assert listing(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["0.png.png", ".infer.json"])
+def test_a_folder_in_the_place_of_a_result_is_refused_by_name(run, images, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(RunError, match=rf"{name}: .*\(Is a directory\)"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+
+
 def test_results_of_two_models_or_formats_are_not_mixed(run, images, tmp_path):
     infer_folder(run, images, tmp_path / "out", device="cpu")
     with pytest.raises(RunError, match="results of another model, format or division"):

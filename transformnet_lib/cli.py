@@ -8,12 +8,13 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .errors import Interrupted, TransformnetError
+from .errors import Interrupted, TransformnetError, one_line
 
 app = typer.Typer(
     help="Train TransformNet, compare it with the pipeline it replaces, time both, and make the report.",
@@ -199,10 +200,12 @@ def report(
     ):
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
+    from .files import check_path
     from .report import check_front, forced_done, make_report, make_runs
     from .runs import Run, shipped_runs
     from .sizes import SIZES
 
+    check_path("out", out)
     check_front(title, author)
     made = run or make_runs(
         device or [],
@@ -279,7 +282,7 @@ def main() -> None:
     An error of ours is one line on stderr and exit status 1. SIGTERM, and the SIGHUP of a closed terminal, work as
     Ctrl-C does: what is finished is saved, and the exit status is 128 + the signal's number, as shells say it.
     """
-    received = signal.SIGINT
+    received: int | None = None
 
     def stop(number: int, frame) -> None:
         nonlocal received
@@ -297,13 +300,17 @@ def main() -> None:
     try:
         app()
     except Interrupted as error:
-        _leave(str(error), 128 + received)
+        _leave(one_line(error), 128 + (received or signal.SIGINT))
     except SystemExit as ended:
         if ended.code == 130:  # typer's, for one that came while no notebook was executed
+            _leave("interrupted", 128 + (received or signal.SIGINT))
+        raise
+    except OSError:
+        if received:  # typer's line about it, or ours, could not be written: the terminal is closed
             _leave("interrupted", 128 + received)
         raise
     except TransformnetError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(error)}", err=True)
         sys.exit(1)
 
 
@@ -312,7 +319,9 @@ def _leave(message: str, status: int) -> None:
 
     That would wait for locks which a thread may hold that was executing a notebook, and is no longer run: tqdm's.
     """
-    typer.echo(f"\n{message}", err=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal is closed
+        typer.echo(f"\n{message}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(status)

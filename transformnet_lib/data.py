@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
 
 from .errors import DataError, ParameterError
+from .files import check_path
 from .pipeline import MAX_SIZE, Pipeline, to_float
 
 # The photographs of the `photos` source, all inside the scikit-image wheel; no photograph is in both splits.
@@ -42,6 +43,7 @@ MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before i
 # https://www.cs.toronto.edu/~kriz/cifar.html; the md5 is the one torchvision checks (torchvision/datasets/cifar.py)
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR10_BYTES = 170_498_071  # of the archive
 CIFAR10_FOLDER = "cifar-10-batches-py"  # in which the archive unpacks
 DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 
@@ -113,10 +115,12 @@ def resolve_source(data: str, data_path: str | Path = "data") -> str:
     """Return `data` with "auto" decided: "cifar10" if it lies in `data_path`, else "photos"."""
     if not isinstance(data_path, str | Path):
         raise ParameterError(f"data_path: expected the path of a folder, got {data_path!r}")
+    check_path("data_path", data_path)
     if data == "auto":
         return "cifar10" if (Path(data_path) / CIFAR10_FOLDER).is_dir() else "photos"
     if data not in ("photos", "cifar10") and not (isinstance(data, str) and data.startswith("folder:")):
         raise ParameterError(f"data: expected auto, photos, cifar10 or folder:PATH, got {data!r}")
+    check_path("data", data)
     return data
 
 
@@ -233,11 +237,18 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
     Does nothing if it is there already. The archive, and then each file of it, takes its name when it is whole; the
     hash is checked before anything is unpacked. Raises DataError if the download fails or its hash differs.
     """
+    check_path("data_path", data_path)
     folder = Path(data_path) / CIFAR10_FOLDER
     with suppress(DataError):
         _cifar10(Path(data_path), train=True)
         return folder
     responses = []  # pooch leaves that of a failed download open
+
+    def watch(response, **_) -> None:
+        responses.append(response)
+        chunks = response.iter_content
+        response.iter_content = lambda chunk_size: _no_more_than_the_archive(chunks(chunk_size))
+
     try:
         archive = pooch.retrieve(
             CIFAR10_URL,
@@ -247,7 +258,8 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             downloader=pooch.HTTPDownloader(
                 progressbar=True,
                 timeout=DOWNLOAD_TIMEOUT,
-                hooks={"response": lambda response, **_: responses.append(response)},
+                headers={"Accept-Encoding": "identity"},
+                hooks={"response": watch},
             ),
         )
         with tempfile.TemporaryDirectory(dir=data_path, prefix=".unpacked-") as beside:
@@ -268,6 +280,16 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             response.close()
     _cifar10(Path(data_path), train=True)
     return folder
+
+
+def _no_more_than_the_archive(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass on what comes, unpacked if the server packed it; ValueError once it is more than the archive."""
+    count = 0
+    for chunk in chunks:
+        count += len(chunk)
+        if count > CIFAR10_BYTES:
+            raise ValueError(f"the server sent more than the archive's {CIFAR10_BYTES:,} bytes")
+        yield chunk
 
 
 def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int | None) -> Tensor:

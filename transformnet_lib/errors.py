@@ -4,6 +4,11 @@ Every message is one line: what was expected, what came, where, and what to do.
 """
 
 
+def one_line(text: object) -> str:
+    """`text` on one line, without signs that a terminal would obey: file names and servers' answers may hold any."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(str(text).split()))
+
+
 class TransformnetError(Exception):
     """Base of every error this library raises on purpose."""
 

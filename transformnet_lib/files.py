@@ -8,10 +8,18 @@ from pathlib import Path
 
 import filelock
 
-from .errors import RunError
+from .errors import ParameterError, RunError
 
 LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
 OURS, PART = ".transformnet-", ".part"  # how the name of a file begins and ends that is still being written
+
+
+def check_path(name: str, path: str | Path) -> None:
+    """ParameterError for a path that is no UTF-8: neither run.json nor a notebook could hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ParameterError(f"{name}: expected a path in UTF-8, got {str(path)!r}; rename the folder") from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
-from .files import write_atomic
+from .files import check_path, write_atomic
 from .machine import resolve_device
 from .model import FoldedTransformNet
 from .runs import Run
@@ -48,6 +49,8 @@ def infer_folder(
     image; the progress bar is rank 0's.
     Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results.
     """
+    check_path("images", images)
+    check_path("out", out)
     images, out = Path(images), Path(out)
     if form not in FORMATS:
         raise ParameterError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
@@ -78,7 +81,7 @@ def infer_folder(
             names = [file.relative_to(images).as_posix() for file in files]
             if form == "png":
                 targets = {file: out / f"{name}.png" for file, name in zip(files, names, strict=True)}
-                files = [file for file in files if not targets[file].exists()]
+                files = [file for file in files if not _holds_something(targets[file])]
                 outputs = _outputs(folded, files, where, pool)
                 list(pool.map(lambda file, output: _write_png(targets[file], output), files, outputs))  # noqa: B023
             else:
@@ -94,12 +97,17 @@ def infer_folder(
     return done
 
 
+def _holds_something(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
 def _names_in(shard: Path) -> list[str]:
-    """The images whose outputs a shard holds; none if it is not there."""
-    if not shard.exists():
+    """The images whose outputs a shard holds; none if it is not there, or no shard."""
+    try:
+        with shard.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+            return arrays["names"].tolist()
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return []
-    with np.load(shard, allow_pickle=False) as arrays:
-        return arrays["names"].tolist()
 
 
 def _claim(out: Path, record: dict) -> None:
@@ -111,6 +119,8 @@ def _claim(out: Path, record: dict) -> None:
             known = json.loads(path.read_text())
         except ValueError:
             known = None
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
         if known != record:
             raise RunError(f"{path}: the folder holds results of another model, format or division; take another --out")
     else:

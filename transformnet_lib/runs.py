@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from .errors import ParameterError, RunError
-from .files import drop_leftovers, locked, write_atomic
+from .files import check_path, drop_leftovers, locked, write_atomic
 from .machine import environment, git_commit
 from .pipeline import Pipeline
 from .untrusted import MAX_BYTES, MAX_TEXT_BYTES, is_amount, load_tensors, parse_json, parse_table, unpack_arrays
@@ -256,6 +256,7 @@ class Run:
     def __init__(self, run_dir: str | Path):
         if not isinstance(run_dir, str | Path) or run_dir == "":
             raise ParameterError(f"run_dir: expected the path of a folder, got {run_dir!r}")
+        check_path("run_dir", run_dir)
         self.path = Path(run_dir)
         self.shipped = self.path.resolve().parent == REFERENCE
         self.label = self.path.resolve().name + SHIPPED_SIGN * self.shipped

@@ -126,6 +126,7 @@ class Soak:
     def __init__(self, folder: Path, calm: Path, *, seed: int):
         self.folder, self.calm, self.random = folder, calm, random.Random(seed)
         self.signals = itertools.cycle(self.random.sample(list(STATUS), len(STATUS)))
+        self.signal = next(self.signals)  # the next one; the same again until it has hit
         self.run = Run(folder / RUN)
         self.faults: Counter[str] = Counter()
         self.saved: dict[str, set[str]] = {name: set() for name in TABLES}  # lines of the run's CSV files
@@ -171,7 +172,7 @@ class Soak:
         shutil.rmtree(before)
 
     def strike(self, name: str, moment: float, *, at_work: bool) -> bool:
-        """Give a command and send it a signal after `moment` seconds (of its work); whether it was still running."""
+        """Give a command and send it a signal after `moment` seconds (of its work); whether it was still at it."""
         out = self.folder / "out"
         first = {"report": out / "report.failed.ipynb", "export": out / "report.ipynb"}
         last = dict.fromkeys(first, out / "report.json")
@@ -183,11 +184,15 @@ class Soak:
             time.sleep(0.005)
         with suppress(subprocess.TimeoutExpired):
             process.wait(moment)
-        number, kernels, working = next(self.signals), kernels_of(process), begun.seen()
+        number, kernels, working, late = self.signal, kernels_of(process), begun.seen(), over.seen()
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
         if process.returncode == 0:
             return False
+        if late:  # all was done, and only Python's end was disturbed
+            self.finish(name)
+            return False
+        self.signal = next(self.signals)
         ended = time.monotonic()
         _, alive = psutil.wait_procs(kernels, timeout=KERNEL_SECONDS)
         assert not alive, f"{name}: {alive} still there {KERNEL_SECONDS} s after the command"

@@ -264,12 +264,14 @@ def tree(folder: Path) -> dict:
 
 
 def compare_again(run: Run, *, force: bool = False) -> None:
-    record = run.stage_info("compare")
+    record, examples = run.stage_info("compare"), run.examples()
     with run.stage(
         "compare", record["parameters"], images=record["images"], device=torch.device("cpu"), force=force
     ) as results:
         assert results is None or force
-        results and results.update(record["results"])
+        if results is not None:
+            run.write_arrays("examples.npz", **examples)
+            results.update(record["results"])
 
 
 @pytest.mark.parametrize("place", [".train.ready", ".train.anew", ".compare.anew", ".benchmark.ready"])
@@ -305,7 +307,7 @@ def test_a_stage_writes_nothing_through_a_link(stranger, tmp_path, name):
     (stranger.path / name).unlink(missing_ok=True) if name != "tensorboard" else shutil.rmtree(stranger.path / name)
     (stranger.path / name).symlink_to(victim)
     with pytest.raises(
-        RunError, match=f"stranger/{name}: expected a plain" if name != ".lock" else "cannot be written"
+        RunError, match=rf"stranger/{name}: .*expected a plain" if name != ".lock" else "cannot be written"
     ):
         compare_again(stranger, force=True)
     assert tree(victim) == {} if name == "tensorboard" else victim.read_text() == "mine"
@@ -738,7 +740,7 @@ def test_a_record_with_any_entry_changed_is_refused_or_can_be_shown(original, tm
     sound = json.loads((run.path / "run.json").read_text())
     ends = []
 
-    @settings(max_examples=150, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=75, derandomize=True, deadline=None, database=None)
     @given(st.sampled_from(leaves(sound)), odd_values)
     def check(path, value):
         info = json.loads(json.dumps(sound))
@@ -757,7 +759,7 @@ def test_a_record_with_any_entry_changed_is_refused_or_can_be_shown(original, tm
             ends.append("shown")
 
     check()
-    assert ends.count("refused") > 50 and ends.count("shown") > 20
+    assert ends.count("refused") > 25 and ends.count("shown") > 20
 
 
 def test_a_file_with_any_bytes_changed_is_refused_or_read(original, tmp_path):
@@ -765,7 +767,7 @@ def test_a_file_with_any_bytes_changed_is_refused_or_read(original, tmp_path):
     sound = {name: (run.path / name).read_bytes() for name in READERS}
     ends = []
 
-    @settings(max_examples=100, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=300, derandomize=True, deadline=None, database=None)
     @given(st.sampled_from(sorted(READERS)), st.floats(0, 1), st.binary(max_size=6), st.booleans())
     def check(name, where, new, insert):
         content = sound[name]

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .errors import ParameterError, RunError
+from .errors import ParameterError, RunError, one_line
 from .files import check_path, drop_leftovers, locked, write_atomic
 from .machine import environment, git_commit
 from .pipeline import Pipeline
@@ -545,11 +545,10 @@ class Run:
             info = self.info
             record = info["stages"].get(name)
             if record and record["status"] == "done":
+                record.pop("why", None)
                 record |= (
                     {"why": f"its notebook did not run to the end: {why}"[:2000]} if why else {"status": "complete"}
                 )
-                if not why:
-                    record.pop("why", None)
                 self._write_info(info)
 
     def _begin_anew(self, name: str, parameters: dict, images: dict) -> Path:
@@ -653,9 +652,8 @@ def differences(old: dict, new: dict) -> str:
 
 
 def _line(text: object) -> str:
-    """`text` as one line of an error message: nothing that a terminal would obey, and not endless."""
-    line = " ".join(str(text).split())[:500]
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
+    """`text` as one line of an error message, and not endless."""
+    return one_line(text)[:500]
 
 
 def _brief(images: dict) -> str:

@@ -15,6 +15,7 @@ from .speed import against, against_text, both_paths, waterfall
 from .table1 import not_measured
 from .text import code, counted, escape, listed, scientific, spread_text, times_text
 
+SHORT = {"reference": "the paper's way", "fast": "the fast way"}  # to run the model
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
 
 
@@ -23,9 +24,8 @@ def answer(runs: Sequence[Run]) -> str:
     timed = places(runs)
     closest, quick = closest_run(runs), quickest_place(timed)
     sentences = [f"{_closeness(closest)}{_verdict(closest, quick, runs)}."]
-    quickest_of_kind = {kind: quickest_place([p for p in timed if p.device.partition(":")[0] == kind])
-                        for kind in dict.fromkeys(place.device.partition(":")[0] for place in timed)}  # fmt: skip
-    sentences += [_speed(place) for place in quickest_of_kind.values()]
+    for kind in dict.fromkeys(place.kind for place in timed):
+        sentences.append(_speed(quickest_place([place for place in timed if place.kind == kind])))
     return " ".join(sentences)
 
 
@@ -181,9 +181,6 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
         if len(steps):
             points.append(f"**What makes the difference there**, each on top of the one before: {_steps(steps)}.")
     return points
-
-
-SHORT = {"reference": "the paper's way", "fast": "the fast way"}
 
 
 def _steps(steps: pd.DataFrame) -> str:

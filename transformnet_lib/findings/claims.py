@@ -142,7 +142,7 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
     }
     best: dict[str, tuple] = {}
     for place in (place for place in places(runs) if "reference" in place.paths):
-        row, kind = place.best("reference"), place.device.partition(":")[0]
+        row, kind = place.best("reference"), place.kind
         time = row["seconds"] / row["images"]
         if kind not in best or time < best[kind][0]:
             best[kind] = (time, row["q1"] / row["images"], row["q3"] / row["images"], place.title)

@@ -23,6 +23,11 @@ class Place:
     title: str  # plain text, for tables and figures
 
     @property
+    def kind(self) -> str:
+        """The kind of device: "cuda:1" is one of "cuda", as the paper's."""
+        return self.device.partition(":")[0]
+
+    @property
     def paths(self) -> list[str]:
         """The ways to run the model that were measured here, the paper's first."""
         return [path for path in PATHS if len(self.model_rows(path))]

@@ -15,16 +15,12 @@ def table1_groups(places: Sequence[Place]) -> list[list[Place]]:
     """The places that can share one Table 1: different kinds of device; "cuda:1" counts as the paper's "cuda"."""
     groups: list[list[Place]] = []
     for place in places:
-        free = next((group for group in groups if _kind(place) not in map(_kind, group)), None)
+        free = next((group for group in groups if place.kind not in [other.kind for other in group]), None)
         if free is None:
             groups.append([place])
         else:
             free.append(place)
     return groups or [[]]
-
-
-def _kind(place: Place) -> str:
-    return place.device.partition(":")[0]
 
 
 TABLE1_COLUMNS = [
@@ -46,10 +42,10 @@ def table1(group: Sequence[Place]) -> pd.DataFrame:
     """
     published = paper.table1()
     if group:
-        kinds = [_kind(place) for place in group]
+        kinds = [place.kind for place in group]
         published = published[published["device"].isin(kinds)]
         published = published.sort_values("device", key=lambda devices: devices.map(kinds.index), kind="stable")
-    measured = {_kind(place): _measured(place) for place in group}
+    measured = {place.kind: _measured(place) for place in group}
     rows = []
     for setting in published.itertuples():
         processed = paper.IMAGES - setting.drop_last * (paper.IMAGES % setting.batch_size)
@@ -115,7 +111,7 @@ def not_measured(runs: Sequence[Run]) -> str:
                 f"{counted(count, 'setting')} on {escape(device)} in run {code(run.label)} "
                 f"{'has' if count == 1 else 'have'} no time ({escape(reason)})."
             )
-    measured = {_kind(place) for place in places(runs)}
+    measured = {place.kind for place in places(runs)}
     for device in (device for device in devices if device not in measured):
         seconds = published.loc[published["device"] == device, "seconds"] * 1000
         if len(seconds):

@@ -298,6 +298,33 @@ def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_pat
     assert run.record("train")["why"].startswith("its notebook did not run to the end: train: interrupted")
 
 
+@posix
+def test_a_kernel_that_answers_no_interrupt_is_killed(notebook, tmp_path, monkeypatch):
+    run = Run(tmp_path / "r")
+
+    def press_ctrl_c():
+        while not (run.path / "kernel").exists() or not (run.path / "kernel").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(report, "INTERRUPT_SECONDS", 0.3)
+    patient = functools.partial(report.papermill.execute_notebook, execution_timeout=None)
+    monkeypatch.setattr(report.papermill, "execute_notebook", patient)  # or nbclient would end the cell after 4 s
+    notebook(
+        "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "with open(run_dir + '/kernel', 'w') as file: file.write(str(os.getpid()))\ntime.sleep(60)"
+    )
+    presser = threading.Thread(target=press_ctrl_c)
+    run.path.mkdir()
+    presser.start()
+    with pytest.raises(Interrupted):
+        run_stage("train", run.path, {})
+    presser.join()
+    kernel = int((run.path / "kernel").read_text())
+    _, alive = psutil.wait_procs([psutil.Process(kernel)] if psutil.pid_exists(kernel) else [], timeout=5)
+    assert not alive
+
+
 def test_a_stage_that_was_complete_before_stays_so_when_a_later_notebook_fails(notebook, tmp_path):
     shutil.copytree(reference_run().path, tmp_path / "r")
     before = (tmp_path / "r/run.json").read_bytes()

@@ -43,6 +43,7 @@ STAGES = ("train", "compare", "benchmark")
 LOCK = ".command.lock"  # of a folder in which a command executes notebooks; the kernels lock the run itself
 FORCED = ".forced.json"  # in the folder of runs: the command that makes them anew, and since when, until it ends
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
+INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
 
 
@@ -127,10 +128,15 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
     try:
         done.wait()
     except KeyboardInterrupt as interrupt:
-        while ready.is_set() and not done.is_set():
-            with suppress(RuntimeError):  # the kernel has just ended
-                asyncio.run(kernels[0].interrupt_kernel())
-            done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
+        for _ in range(INTERRUPTS):
+            if ready.is_set() and not done.is_set():
+                with suppress(RuntimeError):  # the kernel has just ended
+                    asyncio.run(kernels[0].interrupt_kernel())
+                done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
+        if ready.is_set() and not done.is_set():
+            # One that hits the kernel's own code may cost its answer, for which nbclient would wait for ever
+            with suppress(RuntimeError):
+                asyncio.run(kernels[0].shutdown_kernel(now=True))
         raise Interrupted(f"{name}: interrupted; the same command goes on where it stopped") from interrupt
     if failures:
         raise failures[0]

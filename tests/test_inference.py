@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transformnet_lib import cli, inference, load_model, machine
+from transformnet_lib import cli, files, inference, load_model, machine
 from transformnet_lib.data import decode_image, image_files
 from transformnet_lib.errors import DataError, ParameterError, RunError
 from transformnet_lib.inference import export_onnx, infer_folder
@@ -46,13 +46,15 @@ def expected(run, images: Path) -> dict[str, torch.Tensor]:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the locks, whose number is that of the processes."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if path.name != ".lock"}
 
 
 def test_each_image_becomes_a_picture_of_the_models_output(run, images, tmp_path):
     assert infer_folder(run, images, tmp_path / "out", batch_size=7, device="cpu") == 31
     wanted = expected(run, images)
-    assert set(listing(tmp_path / "out")) == {f"{name}.png" for name in wanted} | {".infer.json"}
+    assert set(listing(tmp_path / "out")) == {f"{name}.png" for name in wanted} | {".infer/model.json"}
     for name, output in wanted.items():
         drawn = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
         assert drawn.dtype == np.uint8
@@ -129,10 +131,37 @@ def test_a_killed_command_goes_on_to_the_same_end(run, images, tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) < 431
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rest = {path.name for path in (tmp_path / "out").rglob(".*.png.*")}  # of the writes that were killed
-    left = {name for name in listing(tmp_path / "out") if Path(name).name not in rest}
-    assert left == set(listing(tmp_path / "whole"))
-    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in left)
+    assert listing(tmp_path / "out") == listing(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("form", "killed_at"), [("png", "model.json"), ("png", "0.bmp.png"), ("npz", "shard")])
+def test_what_a_killed_command_had_begun_to_write_is_cleared_away(run, images, tmp_path, monkeypatch, form, killed_at):
+    infer_folder(run, images, tmp_path / "whole", form=form, device="cpu")
+    replace = os.replace
+
+    def killed(part, place):
+        if Path(place).name.startswith(killed_at):
+            raise SystemExit
+        replace(part, place)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(os, "replace", killed)
+        patched.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process clears nothing away
+        infer_folder(run, images, tmp_path / "out", form=form, device="cpu")
+    assert any(name.endswith(".part") for name in listing(tmp_path / "out"))
+    infer_folder(run, images, tmp_path / "out", form=form, device="cpu")
+    assert listing(tmp_path / "out") == listing(tmp_path / "whole")
+
+
+def test_a_second_process_of_one_rank_is_refused(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    for place in (".infer", ".infer/0"):
+        with (
+            files.locked(tmp_path / "out" / place, ".lock"),
+            pytest.raises(RunError, match="in use by another command"),
+        ):
+            infer_folder(run, images, tmp_path / "out", device="cpu")
+    assert list(listing(tmp_path / "out")) == [".infer/model.json"]
 
 
 def test_under_torchrun_each_process_takes_its_share(run, images, tmp_path):
@@ -155,17 +184,31 @@ SHARD = "shard-000000-of-rank-0000.npz"
 
 @pytest.mark.parametrize(
     ("form", "name", "junk"),
-    [("png", "0.png.png", b""), *(("npz", SHARD, junk) for junk in (b"", b"junk", b"PK\x05\x06" + bytes(18)))],
+    [
+        *(("png", "0.png.png", junk) for junk in (b"", b"junk", "cut", "flipped", "another size", "in colour")),
+        *(("npz", SHARD, junk) for junk in (b"", b"junk", b"PK\x05\x06" + bytes(18))),
+    ],
 )
 def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, junk):
     infer_folder(run, images, tmp_path / "out", form=form, batch_size=31, device="cpu")
     before = listing(tmp_path / "out")
-    (tmp_path / "out" / name).write_bytes(junk)
+    whole, file = before[name], tmp_path / "out" / name
+    match junk:
+        case "cut":
+            file.write_bytes(whole[:-20])
+        case "flipped":
+            file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        case "another size":
+            Image.new("L", (27, 28)).save(file)
+        case "in colour":
+            Image.new("RGB", (28, 28)).save(file)
+        case _:
+            file.write_bytes(junk)
     assert infer_folder(run, images, tmp_path / "out", form=form, batch_size=31, device="cpu") > 0
     assert listing(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("name", ["0.png.png", ".infer.json"])
+@pytest.mark.parametrize("name", ["0.png.png", ".infer/model.json"])
 def test_a_folder_in_the_place_of_a_result_is_refused_by_name(run, images, tmp_path, name):
     (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(RunError, match=rf"{name}: .*\(Is a directory\)"):
@@ -184,6 +227,7 @@ def test_results_of_two_models_or_formats_are_not_mixed(run, images, tmp_path):
         ({"form": "gif"}, "format: expected one of png, npz, got 'gif'"),
         ({"batch_size": 0}, "batch_size: expected a whole number from 1, got 0"),
         ({"device": "tpu"}, "device: expected cpu"),
+        ({"rank": 2, "world_size": 2}, "rank: expected one from 0 to below world_size, got rank 2 of 2"),
     ],
 )
 def test_bad_options_are_refused(run, images, tmp_path, options, message):
@@ -228,6 +272,13 @@ def test_the_onnx_command_says_where_the_file_is(run, tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'm.onnx'}\n")
     done = subprocess.run([BIN / "transformnet", "export", run.path, "--to", "tflite"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: to: expected onnx, got 'tflite'\n")
+
+
+def test_a_rank_that_is_no_number_is_one_line(run, images, tmp_path):
+    command = [BIN / "transformnet", "infer", run.path, "--images", images, "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": "x"})
+    told = "error: RANK: expected a whole number, as torchrun sets it, got 'x'; unset it\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 @pytest.mark.parametrize(

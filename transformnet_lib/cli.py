@@ -244,7 +244,11 @@ def infer(
     from .machine import resolve_device
     from .runs import Run
 
-    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    ranks = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+    for name, value in ranks.items():
+        if not value.isdecimal():
+            raise TransformnetError(f"{name}: expected a whole number, as torchrun sets it, got {value!r}; unset it")
+    rank, world_size = map(int, ranks.values())
     if "LOCAL_RANK" in os.environ and str(resolve_device(device)) == "cuda":  # each process a device of its own
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     count = infer_folder(

@@ -22,20 +22,22 @@ def check_path(name: str, path: str | Path) -> None:
         raise ParameterError(f"{name}: expected a path in UTF-8, got {str(path)!r}; rename the folder") from error
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to `path` whole or not at all: beside it, flushed to the disk, then renamed over it."""
-    write_together({path: content})
+def write_atomic(path: Path, content: bytes, *, parts: Path | None = None) -> None:
+    """Write `content` to `path` whole or not at all, as `write_together` does."""
+    write_together({path: content}, parts=parts)
 
 
-def write_together(contents: dict[Path, bytes]) -> None:
+def write_together(contents: dict[Path, bytes], *, parts: Path | None = None) -> None:
     """Write files whole, and all or none of them: all beside their places, flushed to the disk, before one is renamed.
 
-    A process that is killed meanwhile may leave what it wrote beside them; `drop_leftovers` clears that away.
+    A process that is killed meanwhile may leave what it wrote beside them; `drop_leftovers` clears that away. `parts`
+    is a folder on the same disk to write them in instead, where their places are too many to be searched for that.
     """
     beside = {}
     try:
         for path, content in contents.items():
-            handle, beside[path] = tempfile.mkstemp(dir=path.parent, prefix=f"{OURS}{path.name}.", suffix=PART)
+            place = parts or path.parent
+            handle, beside[path] = tempfile.mkstemp(dir=place, prefix=f"{OURS}{path.name}.", suffix=PART)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
-from .files import check_path, write_atomic
+from .files import check_path, drop_leftovers, locked, write_atomic
 from .machine import resolve_device
 from .model import FoldedTransformNet
 from .runs import Run
@@ -25,7 +25,7 @@ from .training import load_model
 FORMATS = ("png", "npz")
 BATCH_SIZE = 512  # images that are held at once, at most; also those of one npz shard
 HELD_BYTES = 2**27  # of decoded images held at once (twice, and as float32): 43,000 of 32×32 pixels, 3 of 12 megapixels
-NOTE = ".infer.json"  # which model the results in a folder are of; hidden, since the folder is for the results
+STATE = ".infer"  # hidden, since the folder is for the results: which model they are of, and for each rank its lock
 OPSET = 17  # of ONNX; old enough for runtimes of 2022
 
 
@@ -44,10 +44,11 @@ def infer_folder(
 
     With `form="png"` `out/a/b.jpg.png` is the 8-bit result of `images/a/b.jpg`. With "npz", shards of `batch_size`
     images hold `names` (paths below `images`) and `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1]. Images may
-    differ in size. Each file is written whole or not at all, and what is there already is left as it is, so that the
-    same call goes on after a kill. Of `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th
-    image; the progress bar is rank 0's.
-    Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results.
+    differ in size. Each file is written whole or not at all, and a result that is there already is left as it is, so
+    that the same call goes on after a kill. Of `world_size` processes, the one of `rank` (from 0) takes every
+    `world_size`-th image; the progress bar is rank 0's.
+    Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results or
+    another process of this rank works there.
     """
     check_path("images", images)
     check_path("out", out)
@@ -56,6 +57,8 @@ def infer_folder(
         raise ParameterError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
     if type(batch_size) is not int or batch_size < 1:
         raise ParameterError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
+    if not 0 <= rank < world_size:
+        raise ParameterError(f"rank: expected one from 0 to below world_size, got rank {rank} of {world_size}")
     if not images.is_dir():
         raise DataError(f"images: {images} is not a folder")
     if out.resolve().is_relative_to(images.resolve()):
@@ -63,8 +66,11 @@ def infer_folder(
     where = resolve_device(device)
     model = load_model(run)
     shards = {"batch_size": batch_size, "world_size": world_size} if form == "npz" else {}
-    _claim(out, {"weights": model.weights, "pipeline": run.pipeline.to_dict(), "format": form, **shards})
+    with locked(out / STATE, ".lock"):
+        drop_leftovers(out / STATE)
+        _claim(out, {"weights": model.weights, "pipeline": run.pipeline.to_dict(), "format": form, **shards})
     folded = model.folded()
+    parts = out / STATE / str(rank)
 
     def mine() -> Iterator[Path]:
         return itertools.islice(image_files(images), rank, None, world_size)
@@ -74,16 +80,19 @@ def infer_folder(
         raise DataError(f"images: no images below {images}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     done, share = 0, f"rank 0 of {world_size}" if world_size > 1 else None
     with (
+        locked(parts, ".lock"),
         ThreadPoolExecutor() as pool,  # Pillow frees the GIL
         tqdm(total=total, unit="image", desc=share, disable=rank > 0) as bar,
     ):
-        for number, files in enumerate(_parts(mine(), batch_size)):
+        drop_leftovers(parts)
+        for number, files in enumerate(_batches(mine(), batch_size)):
             names = [file.relative_to(images).as_posix() for file in files]
             if form == "png":
                 targets = {file: out / f"{name}.png" for file, name in zip(files, names, strict=True)}
-                files = [file for file in files if not _holds_something(targets[file])]
+                there = pool.map(lambda file: _is_picture(targets[file], run.pipeline.size), files)  # noqa: B023
+                files = [file for file, done_before in zip(files, there, strict=True) if not done_before]
                 outputs = _outputs(folded, files, where, pool)
-                list(pool.map(lambda file, output: _write_png(targets[file], output), files, outputs))  # noqa: B023
+                list(pool.map(lambda file, output: _write(targets[file], _png(output), parts), files, outputs))  # noqa: B023
             else:
                 shard = out / f"shard-{number:06}-of-rank-{rank:04}.npz"
                 files = [] if _names_in(shard) == names else files  # others if images were added since
@@ -91,14 +100,22 @@ def infer_folder(
                     buffer = io.BytesIO()
                     arrays = np.stack([output.numpy() for output in _outputs(folded, files, where, pool)])
                     np.savez_compressed(buffer, names=np.array(names), outputs=arrays)
-                    _write(shard, buffer.getvalue())
+                    _write(shard, buffer.getvalue(), parts)
             done += len(files)
             bar.update(len(names))
     return done
 
 
-def _holds_something(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+def _is_picture(file: Path, size: tuple[int, int]) -> bool:
+    """Whether `file` is a grey PNG of this (height, width) whose checksums are right."""
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            return False
+        with Image.open(file, formats=["PNG"]) as picture:
+            picture.verify()
+            return (picture.mode, picture.size) == ("L", (size[1], size[0]))
+    except Exception:  # Pillow raises many kinds
+        return False
 
 
 def _names_in(shard: Path) -> list[str]:
@@ -112,7 +129,7 @@ def _names_in(shard: Path) -> list[str]:
 
 def _claim(out: Path, record: dict) -> None:
     """Note in `out` whose results it holds; RunError if they are another's."""
-    path = out / NOTE
+    path = out / STATE / "model.json"
     record = json.loads(json.dumps(record))
     if path.exists():
         try:
@@ -127,7 +144,7 @@ def _claim(out: Path, record: dict) -> None:
         _write(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _parts(files: Iterator[Path], size: int) -> Iterator[list[Path]]:
+def _batches(files: Iterator[Path], size: int) -> Iterator[list[Path]]:
     while part := list(itertools.islice(files, size)):
         yield part
 
@@ -155,16 +172,16 @@ def _outputs(
     return outputs
 
 
-def _write_png(path: Path, output: Tensor) -> None:
+def _png(output: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray((output[0] * 255).round().to(torch.uint8).numpy()).save(buffer, "PNG")
-    _write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, parts: Path | None = None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
+        write_atomic(path, content, parts=parts)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from error
 

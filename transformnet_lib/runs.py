@@ -657,7 +657,7 @@ def _line(text: object) -> str:
 
 
 def _brief(images: dict) -> str:
-    return f"{images['count']} of {images['source']}, {images['fingerprint'][:8]}"
+    return f"{images['count']} of {_line(images['source'])}, {images['fingerprint'][:8]}"
 
 
 def now() -> str:

@@ -30,6 +30,7 @@ from transformnet_lib import files, runs
 from transformnet_lib.errors import RunError
 from transformnet_lib.pipeline import Pipeline
 from transformnet_lib.runs import (
+    EXECUTING,
     HISTORY_COLUMNS,
     Run,
     describe_images,
@@ -255,6 +256,17 @@ def test_a_forced_stage_that_was_stopped_goes_on_when_it_is_forced_again(made, e
         assert (file.read_bytes() if file.exists() else None) == left
     assert record(made)["parameters"]["seed"] == seed and set(made.info["stages"]) == {"train"}
     assert not list(made.path.glob(".train*"))
+
+
+def test_a_forced_stage_whose_notebook_did_not_end_is_made_anew_only_if_it_is_forced_again(made, monkeypatch):
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setenv(EXECUTING, "train")
+            force_train(made)
+        assert made.record("train")["status"] == "done" and (made.path / "checkpoint.pt").read_bytes() == b"epoch 1"
+        made.write("checkpoint.pt", b"of the one before")
+    assert do(made, "train", PARAMETERS | {"seed": 1}) is False
+    assert made.has("train") and (made.path / "checkpoint.pt").read_bytes() == b"of the one before"
 
 
 def test_a_forced_stage_does_not_go_on_with_another_training(made):

@@ -255,6 +255,26 @@ def test_a_notebook_that_fails_after_its_stage_makes_the_stage_fail(notebook, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_notebook_that_does_not_reach_the_disk_does_not_take_its_name(notebook, tmp_path, monkeypatch):
+    run = Run(tmp_path / "r")
+    run.path.mkdir()
+    (run.path / "train.ipynb").write_text("the one before")
+    notebook("1")
+    fsync = os.fsync
+
+    def failing(handle):
+        unfinished = run.path / "train.failed.ipynb"
+        if unfinished.exists() and os.path.samestat(os.fstat(handle), unfinished.stat()):
+            raise OSError(5, "Input/output error")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(NotebookError, match=r"train\.ipynb: cannot be written \(Input/output error\)"):
+        run_stage("train", run.path, {})
+    assert (run.path / "train.ipynb").read_text() == "the one before"
+    assert run.record("train")["status"] == "done"
+
+
 def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinished(notebook, tmp_path, monkeypatch):
     notebook("1")
     execute = report.execute

@@ -78,6 +78,8 @@ def execute(name: str, output: Path, parameters: dict) -> None:
             ),
         )
         check_executed(unfinished)
+        with unfinished.open("r+b") as file:
+            os.fsync(file.fileno())  # papermill does not, so a power cut could leave the new name on half a notebook
         unfinished.replace(output)
     except papermill.exceptions.PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]

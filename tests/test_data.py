@@ -451,6 +451,12 @@ def no_room_beyond(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_pipe_in_the_place_of_the_archive_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / CIFAR10.filename)
+    told = refusal(lambda: data.download_cifar10(tmp_path))
+    assert told == f"{tmp_path / CIFAR10.filename}: expected a file, got something else; remove it"
+
+
 def test_no_room_for_the_archive_leaves_nothing(server, tmp_path):
     with no_room_beyond(1000):
         told = refusal(lambda: data.download_cifar10(tmp_path))

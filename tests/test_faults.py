@@ -83,7 +83,7 @@ def test_a_run_folder_that_vanishes_is_one_line(tmp_path):
     (tmp_path / "r").rename(tmp_path / "elsewhere")
     assert "r/train.ipynb: cannot be written (output folder r doesn't exist.)" in refused(process)
     assert not (tmp_path / "r").exists()
-    assert Run(tmp_path / "elsewhere").read_torch("checkpoint.pt")["history"]
+    assert Run(tmp_path / "elsewhere").read_torch("checkpoint.pt")["steps"]
 
 
 @posix

@@ -12,6 +12,7 @@ from transformnet_lib.comparison import compare_run
 from transformnet_lib.findings import abstract, learning, places, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import Claim, claims
 from transformnet_lib.findings.places import Place
+from transformnet_lib.findings.text import code, escape
 from transformnet_lib.timing import BENCHMARK_COLUMNS, Setting, summarise
 from transformnet_lib.training import load_training
 
@@ -643,3 +644,10 @@ def test_one_recorded_machine_a_stage_is_told_apart(run, monkeypatch):
     monkeypatch.setattr(Run, "stage_info", elsewhere)
     text = provenance.first_page([run])
     assert re.search(r"\*\*Machine:\*\* .*\(`small`: train, compare\); POWER9, .*\(`small`: benchmark\)", text)
+
+
+@pytest.mark.parametrize("shown", [code, escape])
+def test_what_a_run_says_turns_no_text_around_it(shown):
+    assert shown("a\u202eb\x1b") == shown("a\ufffdb\ufffd")
+    assert "\u2068\u05d0 3\u2069" in shown("\u05d0 3")  # Hebrew is isolated
+    assert "\u2068" not in shown("caf\u00e9 3")

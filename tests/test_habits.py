@@ -20,11 +20,12 @@ import json, os, sys
 done = []
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn")
 
 def watch(event, arguments):
     if event == "open" and arguments[2] & WRITES and arguments[0] != os.devnull:
         done.append([event, str(arguments[0])])
-    elif event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.")) or event in CHANGES:
+    elif event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.")) or event in CHANGES + PROCESSES:
         done.append([event, repr(arguments)])
 
 sys.addaudithook(watch)
@@ -36,10 +37,12 @@ if sys.argv[1] == "all":
         importlib.import_module(module.name)
     for name in transformnet_lib.__all__:
         getattr(transformnet_lib, name)
-elif sys.argv[1] == "a socket and a file":  # to see that they are noted
-    import socket
+elif sys.argv[1] == "a socket, a file, a folder and a process":  # to see that they are noted
+    import socket, subprocess
     socket.socket().close()
     open("file", "w").close()
+    os.mkdir("folder")
+    subprocess.run([sys.executable, "--version"], stdout=subprocess.DEVNULL)
 print(json.dumps(done))
 """
 
@@ -55,9 +58,9 @@ def imported(what: str, home: Path) -> list[list[str]]:
     return json.loads(done.stdout)
 
 
-def test_the_watch_notices_a_socket_and_a_file(tmp_path):
-    events = [event for event, _ in imported("a socket and a file", tmp_path)]
-    assert "socket.__new__" in events and "open" in events
+def test_the_watch_notices_a_socket_a_file_a_folder_and_a_process(tmp_path):
+    events = [event for event, _ in imported("a socket, a file, a folder and a process", tmp_path)]
+    assert {"socket.__new__", "open", "os.mkdir", "subprocess.Popen"} <= set(events)
 
 
 def test_importing_the_library_opens_no_socket_and_writes_no_file(tmp_path):
@@ -67,10 +70,14 @@ def test_importing_the_library_opens_no_socket_and_writes_no_file(tmp_path):
 
 def test_importing_every_module_opens_no_socket_and_writes_no_file(tmp_path):
     events = imported("all", tmp_path / "home")
-    # On a machine where it never ran, Matplotlib notes which fonts there are, once, in folders of its own.
-    assert [arguments for event, arguments in events if "matplotlib" not in arguments and event != "os.mkdir"] == []
-    written = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert all(name.startswith("fontlist-") for name in written) and len(written) <= 1
+    # On a machine where it never ran, Matplotlib notes which fonts there are, once, in folders of its own; it asks
+    # fc-list for them, and Python's ctypes asks ldconfig where a library lies.
+    made = [".config", ".config/matplotlib", ".cache", ".cache/matplotlib"]
+    allowed = [*(f"('{tmp_path}/home/{folder}', " for folder in made), "('fc-list', ", "('/sbin/ldconfig', "]
+    fonts = f"{tmp_path}/home/.cache/matplotlib/fontlist-"
+    assert [arguments for _, arguments in events if not arguments.startswith((*allowed, fonts, f"('{fonts}"))] == []
+    left = [path.relative_to(tmp_path / "home").as_posix() for path in (tmp_path / "home").rglob("*")]
+    assert len([name for name in left if name not in made]) <= 1  # the list of fonts
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="no strace on the PATH")

@@ -218,6 +218,25 @@ def test_a_link_that_leaves_the_folder_is_refused_by_name(tree, target):
     assert Path(target).name in told
 
 
+def test_a_link_to_itself_is_refused_by_name(tree):
+    (tree / "train/c.png").symlink_to("d.png")
+    (tree / "train/d.png").symlink_to("c.png")
+    assert refusal(lambda: load(tree)).startswith(f"{tree / 'train/c.png'}: a link that leads to itself")
+
+
+@pytest.mark.parametrize(("scans", "read"), [(9, True), (200, False)])
+def test_a_jpeg_that_goes_over_its_picture_again_and_again_is_refused(tmp_path, scans, read):
+    content = written(picture("RGB", 1), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    again = content[:last] + content[last:-2] * (scans - content.count(b"\xff\xda") + 1) + content[-2:]
+    assert again.count(b"\xff\xda") == scans
+    root = folder_of(tmp_path / "tree", a__jpg=again)
+    if read:
+        load(root)
+    else:
+        assert refusal(lambda: load(root)) == f"{root / 'train/a.jpg'}: a JPEG of more than 100 scans; save it anew"
+
+
 def test_a_split_that_leads_out_of_the_folder_is_refused(tree, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tree / "test").rmdir()

@@ -208,10 +208,26 @@ def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, 
     assert listing(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("name", ["0.png.png", ".infer/model.json"])
-def test_a_folder_in_the_place_of_a_result_is_refused_by_name(run, images, tmp_path, name):
-    (tmp_path / "out" / name).mkdir(parents=True)
-    with pytest.raises(RunError, match=rf"{name}: .*\(Is a directory\)"):
+def test_a_folder_in_the_place_of_a_result_is_refused_by_name(run, images, tmp_path):
+    (tmp_path / "out/0.png.png").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"0\.png\.png: .*\(Is a directory\)"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing", "nested without end"])
+def test_what_is_no_note_of_a_model_is_refused_by_name(run, images, tmp_path, kind):
+    note = tmp_path / "out/.infer/model.json"
+    note.parent.mkdir(parents=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(note)
+        case "folder":
+            note.mkdir()
+        case "link to nothing":
+            note.symlink_to(tmp_path / "nothing")
+        case _:
+            note.write_text("[" * 200_000)
+    with pytest.raises(RunError, match=r"model\.json: (cannot be read \(expected a plain|the folder holds results)"):
         infer_folder(run, images, tmp_path / "out", device="cpu")
 
 

@@ -233,7 +233,7 @@ HOSTILE = {  # what a stranger may have written into a run, and how it must be r
     "include": '#include "/etc/passwd" #import "@preview/x:1.0.0"',
     "maths": r"$\frac{1}{$ \input{x} $$",
     "markdown": "`` [x](javascript:alert) ![y](http://evil.example/y.png) **b** | # h",
-    "right-to-left": "\u202eabc \u05d0\u05d1",
+    "right-to-left": "\u202eabc\x1b]0;obeyed\x07",
     "long": "long " * 1990,
 }
 
@@ -242,7 +242,7 @@ HOSTILE = {  # what a stranger may have written into a run, and how it must be r
 def hostile(made, tmp_path_factory) -> Path:
     """A folder with a run whose label and every free text are hostile, and its report, made twice."""
     folder = tmp_path_factory.mktemp("hostile")
-    run = folder / "r <b>$x$ `y` #z _[1](u) {k} \\"
+    run = folder / "r <b>$x$ `y` #z _[1](u) {k} \\"  # its label; signs that turn text round are in the others
     shutil.copytree(made / "runs/cpu", run)
     info = json.loads((run / "run.json").read_text())
     texts = list(HOSTILE.values())
@@ -250,7 +250,7 @@ def hostile(made, tmp_path_factory) -> Path:
         stage["environment"] |= {"cpu": texts[0], "device_name": texts[1], "os": texts[2], "python": texts[3]}
         stage["environment"] |= {"torch": texts[4], "torchvision": texts[0]}
         stage["commit"] = texts[3]
-        stage["images"]["source"] = f"folder:{texts[2]} {texts[0]}"
+        stage["images"]["source"] = f"folder:{texts[2]} {texts[0]} {texts[4]}"
         stage["images"]["request"]["data"] = texts[1]
         stage["images"]["request"]["fit"] = texts[5]
     (run / "run.json").write_text(json.dumps(info))
@@ -271,6 +271,7 @@ def test_hostile_strings_of_a_run_are_shown_as_they_are(hostile):
     for shown in (HOSTILE["script"], HOSTILE["include"], HOSTILE["maths"], HOSTILE["markdown"]):
         assert shown in text
     assert "r <b>$x$ `y` #z _[1](u) {k} \\" in text
+    assert "\ufffdabc\ufffd]0;obeyed\ufffd" in text and "\u202e" not in str(page) and "\x1b" not in str(page)
     pdf = pypdf.PdfReader(hostile / "one/report.pdf")
     assert HOSTILE["script"] in pdf.metadata.title
     assert not [

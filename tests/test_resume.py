@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformnet_lib import CustomDataset, Run, TrainConfig, train
 from transformnet_lib import runs as runs_module
 from transformnet_lib.errors import Interrupted, ParameterError, RunError
+from transformnet_lib.runs import HISTORY_COLUMNS
 from transformnet_lib.training import Trainer, load_training
 
 COLUMNS = ["epoch", "train_mse", "val_mse", "red", "green", "blue"]  # of the history, times aside
@@ -202,8 +203,8 @@ def interrupt_after(epochs: int, dataset: CustomDataset, run: Run) -> dict:
             "of another training \\(seed: 7 → 0; lr: 0.5 → 0.1\\)",
         ),
         (lambda state: state["made_for"]["pipeline"].update(hflip=False), "of another training \\(pipeline: "),
-        (lambda state: state.update(format=0), "format 0; this version goes on from format 1"),
-        (lambda state: state.pop("format"), "format None; this version goes on from format 1"),
+        (lambda state: state.update(format=0), "format 0; this version goes on from format 2"),
+        (lambda state: state.pop("format"), "format None; this version goes on from format 2"),
         (lambda state: state.pop("optimizer"), "damaged \\(KeyError: 'optimizer'\\)"),
         (lambda state: state.update(trained=torch.zeros(4)), "damaged \\(RuntimeError: "),
         (lambda state: state.update(made_for=None), "damaged \\("),
@@ -254,8 +255,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(train_set, undisturbe
     ):
         patch.setattr(runs_module.os, "fsync", full)
         train(train_set, config(), run=run)
-    kept = run.read_torch("checkpoint.pt")
-    kept, expected = pd.DataFrame(kept["history"])[COLUMNS], undisturbed.history()[COLUMNS]
+    history = run.read_torch("checkpoint.pt")["history"]
+    kept, expected = pd.DataFrame(history, columns=list(HISTORY_COLUMNS))[COLUMNS], undisturbed.history()[COLUMNS]
     assert kept.to_numpy().tolist() == expected[: len(kept)].to_numpy().tolist() and len(kept) == 3
     assert not [path for path in run.path.iterdir() if path.name.startswith(".checkpoint.pt")]
     go_on(run, train_set)

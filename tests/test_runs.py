@@ -728,7 +728,11 @@ def test_weights_that_bring_code_are_refused_and_the_code_does_not_run(made, tmp
 )
 def test_weights_of_another_model_are_refused(made, state):
     (made.path / "weights.pt").write_bytes(weights_file(**state))
-    assert f"{made.path}/weights.pt: expected only mix.weight (1, 3, 1, 1)" in refusal(made.weights)
+    said = refusal(made.weights)
+    assert f"{made.path}/weights.pt: " in said
+    assert (
+        "expected only mix.weight (1, 3, 1, 1)" in said or "not a file of ours" in said
+    )  # of a kind that ours have not
 
 
 def test_a_file_without_names_is_not_ours(made):

@@ -221,7 +221,7 @@ def report(
     files = make_report([*made, *shipped], out, title=title, author=author)
     for file in files:
         typer.echo(file)
-    first, _, _ = json.loads(files[-1].read_text())["answer"].partition(". ")
+    first, _, _ = one_line(json.loads(files[-1].read_text())["answer"]).partition(". ")
     typer.echo(f"{first}.", err=True)
     if not run:
         forced_done(runs_dir)
@@ -304,7 +304,7 @@ def main() -> None:
     try:
         app()
     except Interrupted as error:
-        _leave(one_line(error), 128 + (received or signal.SIGINT))
+        _leave(str(error), 128 + (received or signal.SIGINT))
     except SystemExit as ended:
         if ended.code == 130:  # typer's, for one that came while no notebook was executed
             _leave("interrupted", 128 + (received or signal.SIGINT))
@@ -314,7 +314,7 @@ def main() -> None:
             _leave("interrupted", 128 + received)
         raise
     except TransformnetError as error:
-        typer.echo(f"error: {one_line(error)}", err=True)
+        typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 

@@ -39,6 +39,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 # Pillow's names of these. It tells a file's kind by its content, and would start Ghostscript for an EPS named .png.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before it is decoded
+MAX_SCANS = 100  # of a progressive JPEG, which usually has ten; each takes the time of a picture, and some bytes
 
 # https://www.cs.toronto.edu/~kriz/cifar.html; the md5 is the one torchvision checks (torchvision/datasets/cifar.py)
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -170,7 +171,13 @@ def image_files(folder: Path, root: Path | None = None) -> Iterator[Path]:
 
 
 def _refuse_if_outside(path: Path, inside: Path) -> None:
-    if path.is_symlink() and not (target := path.resolve()).is_relative_to(inside):
+    if not path.is_symlink():
+        return
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # it leads to itself; what is raised then depends on Python's version
+        raise DataError(f"{path}: a link that leads to itself; put an image in its place") from error
+    if not target.is_relative_to(inside):
         raise DataError(f"{path}: a link that leaves {inside}, to {target}; put what it leads to in its place")
 
 
@@ -242,6 +249,9 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
     with suppress(DataError):
         _cifar10(Path(data_path), train=True)
         return folder
+    kept = Path(data_path) / Path(CIFAR10_URL).name
+    if kept.exists() and not kept.is_file():  # a pipe would be waited for
+        raise DataError(f"{kept}: expected a file, got something else; remove it")
     responses = []  # pooch leaves that of a failed download open
 
     def watch(response, **_) -> None:
@@ -254,7 +264,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             CIFAR10_URL,
             known_hash=f"md5:{CIFAR10_MD5}",
             path=data_path,
-            fname=Path(CIFAR10_URL).name,
+            fname=kept.name,
             downloader=pooch.HTTPDownloader(
                 progressbar=True,
                 timeout=DOWNLOAD_TIMEOUT,
@@ -329,14 +339,17 @@ def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
     """Read one image file as uint8 RGB `(3, height, width)`, centre-cropped and resized to `crop_to` if given.
 
     What a file is, its content says, not its name. Grey, palette, CMYK and YCbCr become RGB; alpha is dropped, the
-    colours under it stay; of an animation or several pages the first counts; 16-bit colours keep their upper byte; the
-    orientation in EXIF is not applied. DataError, naming the file, for 16-bit and float grey, for more than
-    `MAX_PIXELS` (before anything is decoded), for a kind that is none of `IMAGE_FORMATS` and for what is damaged.
+    colours under it stay; of an animation or several pages the first counts; 16-bit colours are brought to 8 bits; the
+    orientation in EXIF is not applied. DataError, naming the file, for 16-bit and float grey without alpha, for more
+    than `MAX_PIXELS` or `MAX_SCANS` (before anything is decoded), for a kind that is none of `IMAGE_FORMATS` and for
+    what is damaged.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width}×{image.height} pixels are more than {MAX_PIXELS:,} in all")
+            if image.format in ("JPEG", "MPO") and _scans(image) > MAX_SCANS:
+                raise DataError(f"{path}: a JPEG of more than {MAX_SCANS} scans; save it anew")
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to black and white
                 raise DataError(f"{path}: expected 8 bits a channel, got Pillow's mode {image.mode}; save it with 8")
             image.info.pop("transparency", None)  # of a palette; Pillow would warn that RGB drops it
@@ -350,6 +363,12 @@ def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
         rgb = rgb.resize((crop_to, crop_to), Image.Resampling.BOX, box=(left, top, left + side, top + side))
     return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _scans(image: Image.Image) -> int:
+    """How many times a JPEG goes over its picture; each scan begins with a marker that no compressed data can hold."""
+    image.fp.seek(0)
+    return sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: image.fp.read(2**20), b""))
 
 
 def _absolute(source: str) -> str:

@@ -6,6 +6,7 @@ notebook as well.
 """
 
 import io
+import unicodedata
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from IPython.display import Markdown, display
 from ipywidgets import Widget
 from matplotlib.figure import Figure
 
-from .errors import ParameterError
+from .errors import ParameterError, one_line
 from .findings.text import escape
 
 NUMBERS = "application/json"
@@ -57,11 +58,19 @@ def show_table(
     """
     with pd.option_context("display.max_colwidth", None):  # else long texts are cut
         bundle = {
-            "text/html": table.to_html(index=index, border=0, na_rep="–"),
-            "text/plain": table.to_string(index=index, na_rep="–"),
+            "text/html": _without_controls(table.to_html(index=index, border=0, na_rep="–")),
+            "text/plain": _without_controls(table.to_string(index=index, na_rep="–")),
         }
     display(bundle | _view(widget), raw=True, metadata={"transformnet": {"label": label}})
     _show_caption(label, caption)
+
+
+def _without_controls(text: str) -> str:
+    """`text` without signs that a terminal obeys or that turn round what stands after them; a run may hold any."""
+    return "".join(
+        sign if sign == "\n" or unicodedata.category(sign) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
+        for sign in text
+    )
 
 
 def show_numbers(numbers: dict) -> None:
@@ -78,6 +87,7 @@ def show_front(*, title: str, author: str, date: str) -> None:
     for name, text in (("title", title), ("author", author)):
         if not isinstance(text, str):
             raise ParameterError(f"{name}: expected text, got {text!r}")
+    title, author = one_line(title), one_line(author)
     front = {"title": title, "author": author, "date": date}
     byline = ", ".join(filter(None, [author, date]))
     display(

@@ -1,16 +1,22 @@
 """The library's exceptions: one base class, so that a caller (and the command line) can catch them all.
 
-Every message is one line: what was expected, what came, where, and what to do.
+A message says what was expected, what came, where, and what to do.
 """
 
 
 def one_line(text: object) -> str:
-    """`text` on one line, without signs that a terminal would obey: file names and servers' answers may hold any."""
+    """`text` on one line, without signs that a terminal obeys or that turn round what stands after them.
+
+    File names, servers' answers and runs from strangers may hold any.
+    """
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(str(text).split()))
 
 
 class TransformnetError(Exception):
-    """Base of every error this library raises on purpose."""
+    """Base of every error this library raises on purpose. Its message is one line, whatever is quoted in it."""
+
+    def __init__(self, message: object):
+        super().__init__(one_line(message))
 
 
 class ParameterError(TransformnetError, ValueError):

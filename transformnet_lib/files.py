@@ -1,6 +1,7 @@
 """Files written whole or not at all, and folders that one process at a time may write."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,22 @@ def check_path(name: str, path: str | Path) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise ParameterError(f"{name}: expected a path in UTF-8, got {str(path)!r}; rename the folder") from error
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """The content of a plain file of at most `most` bytes; RunError for anything else.
+
+    Links are not followed, since they may lead anywhere, and pipes not waited for.
+    """
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise RunError(f"{path}: cannot be read (expected a plain file, got a link, a folder or a device)")
+        if found.st_size > most:
+            raise RunError(f"{path}: larger than {most:,} bytes, so not a file of ours")
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def write_atomic(path: Path, content: bytes, *, parts: Path | None = None) -> None:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ from tqdm import tqdm
 
 from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
-from .files import check_path, drop_leftovers, locked, write_atomic
+from .files import check_path, drop_leftovers, locked, read_plain, write_atomic
 from .machine import resolve_device
 from .model import FoldedTransformNet
 from .runs import Run
 from .training import load_model
+from .untrusted import MAX_TEXT_BYTES, parse_json
 
 FORMATS = ("png", "npz")
 BATCH_SIZE = 512  # images that are held at once, at most; also those of one npz shard
@@ -131,13 +133,11 @@ def _claim(out: Path, record: dict) -> None:
     """Note in `out` whose results it holds; RunError if they are another's."""
     path = out / STATE / "model.json"
     record = json.loads(json.dumps(record))
-    if path.exists():
+    if os.path.lexists(path):
         try:
-            known = json.loads(path.read_text())
-        except ValueError:
+            known = parse_json(read_plain(path, MAX_TEXT_BYTES))
+        except (ValueError, RecursionError):
             known = None
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
         if known != record:
             raise RunError(f"{path}: the folder holds results of another model, format or division; take another --out")
     else:

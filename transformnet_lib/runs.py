@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from .errors import ParameterError, RunError, one_line
-from .files import check_path, drop_leftovers, locked, write_atomic
+from .files import check_path, drop_leftovers, locked, read_plain, write_atomic
 from .machine import environment, git_commit
 from .pipeline import Pipeline
 from .untrusted import MAX_BYTES, MAX_TEXT_BYTES, is_amount, load_tensors, parse_json, parse_table, unpack_arrays
@@ -259,7 +259,7 @@ class Run:
         check_path("run_dir", run_dir)
         self.path = Path(run_dir)
         self.shipped = self.path.resolve().parent == REFERENCE
-        self.label = self.path.resolve().name + SHIPPED_SIGN * self.shipped
+        self.label = one_line(self.path.resolve().name) + SHIPPED_SIGN * self.shipped
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -393,23 +393,15 @@ class Run:
         try:
             state = load_tensors(content)
         except Exception as error:  # torch.load raises many kinds, and long texts
-            raise RunError(f"{self.path}/{name}: not a file of ours ({type(error).__name__})") from error
+            reason = f"ValueError: {error}" if type(error) is ValueError else type(error).__name__
+            raise RunError(f"{self.path}/{name}: not a file of ours ({_line(reason)})") from error
         if not isinstance(state, dict):
             raise RunError(f"{self.path}/{name}: expected named tensors, got {type(state).__name__}")
         return state
 
     def _read(self, name: str) -> bytes:
         path = self.path / name
-        most = MAX_TEXT_BYTES if path.suffix in (".json", ".csv") else MAX_BYTES
-        try:
-            found = path.lstat()
-            if not stat.S_ISREG(found.st_mode):  # a link may lead anywhere, a pipe would be waited for
-                raise RunError(f"{path}: cannot be read (expected a plain file, got a link, a folder or a device)")
-            if found.st_size > most:
-                raise RunError(f"{path}: larger than {most:,} bytes, so not a file of ours")
-            return path.read_bytes()
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+        return read_plain(path, MAX_TEXT_BYTES if path.suffix in (".json", ".csv") else MAX_BYTES)
 
     # Writing
 

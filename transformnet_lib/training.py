@@ -26,7 +26,7 @@ from .runs import HISTORY_COLUMNS, Run, check_plain, describe_images, difference
 from .untrusted import is_amount
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
-CHECKPOINT_FORMAT = 1  # raised when a checkpoint of the old one could not be gone on with
+CHECKPOINT_FORMAT = 2  # raised when a checkpoint of the old one could not be gone on with
 
 
 def check_whole(name: str, value: int, least: int) -> None:
@@ -298,7 +298,7 @@ class Trainer:
             "steps": self.steps,
             "generator": self.generator.get_state(),
             "stopping": {"best": self.stopping.best, "misses": self.stopping.misses},
-            "history": self.history,
+            "history": torch.tensor([list(row.values()) for row in self.history], dtype=torch.float64),
             "best_weights": self.best_weights,
             "best_epoch": self.best_epoch,
             "dead": self.dead,
@@ -312,7 +312,8 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.generator.set_state(state["generator"])
         self.stopping.best, self.stopping.misses = state["stopping"]["best"], state["stopping"]["misses"]
-        self.history = list(state["history"])
+        rows = [dict(zip(HISTORY_COLUMNS, row, strict=True)) for row in state["history"].tolist()]
+        self.history = [row | {"epoch": int(row["epoch"])} for row in rows]
         self.steps, self.dead = state["steps"], state["dead"]
         self.best_weights, self.best_epoch = state["best_weights"], state["best_epoch"]
 

@@ -19,6 +19,17 @@ import torch
 
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked, so a larger one is refused
 MAX_TEXT_BYTES = 2**24  # 16 MiB; of JSON and tables, which grow when they are taken apart
+MAX_PICKLE_BYTES = 2**16  # 64 KiB; a checkpoint's has 2: what grows in it are tensors, which lie beside the pickle
+
+# What torch.save needs for our files, of pickle's operations, names, names that are called, and kinds of dicts' keys
+PICKLE_OPERATIONS = {
+    "PROTO", "STOP", "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
+    "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL", "BINPERSID", "REDUCE",
+}  # fmt: skip
+PICKLE_CALLS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}
+PICKLE_GLOBALS = PICKLE_CALLS | {"torch FloatStorage", "torch DoubleStorage", "torch ByteStorage"}
+PICKLE_KEYS = {"str", "int"}
 
 
 def parse_json(content: bytes) -> object:
@@ -130,28 +141,63 @@ def _refuse_if_large(entries: Sequence[zipfile.ZipInfo]) -> None:
 
 
 def load_tensors(content: bytes) -> object:
-    """What `torch.save` wrote: tensors on the CPU and plain values, in dicts and lists."""
+    """What `torch.save` wrote of ours: float and uint8 tensors on the CPU and plain values, in dicts and lists."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         _refuse_if_large(archive.infolist())
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:  # torch.save never packs
-                raise ValueError(f"{entry.filename} is packed")
-            if entry.filename.endswith("data.pkl"):
-                _refuse_shared_tuples(archive.read(entry))
-    value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):  # torch.save never packs
+            raise ValueError("a packed file")
+        files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    for name, file in files.items():
+        if name.endswith(".pkl"):
+            _check_pickle(file)
+    checked = io.BytesIO()  # written anew: torch reads zips by other rules, so it could find other files in `content`
+    with zipfile.ZipFile(checked, "w") as archive:
+        for name, file in files.items():
+            archive.writestr(name, file)
+    checked.seek(0)
+    value = torch.load(checked, map_location="cpu", weights_only=True)
     _refuse_if_not_plain(value, most=len(content))
     return value
 
 
-def _refuse_shared_tuples(pickled: bytes) -> None:
-    """A tuple of twice the same tuple of twice the same … takes time without end as soon as it is a dict's key."""
-    tuples, before = set(), ""
-    for operation, argument, _ in pickletools.genops(pickled):
-        if operation.name == "MEMOIZE" or ("GET" in operation.name and argument in tuples):
-            raise ValueError("a tuple that is used again")
-        if "PUT" in operation.name and before.startswith("TUPLE"):
-            tuples.add(argument)
-        before = operation.name
+def _check_pickle(pickled: bytes) -> None:
+    """Raise ValueError unless torch's reader can follow this pickle in little time and memory.
+
+    What it may import, `weights_only=True` bounds already; but among that are `bytearray(10**10)` and storages of any
+    size, and a tuple of twice the same tuple of twice the same … takes time without end as soon as it is a dict's key.
+    So a copy of its stack is kept, of the kinds of what would lie there.
+    """
+    if len(pickled) > MAX_PICKLE_BYTES:
+        raise ValueError(f"a pickle of {len(pickled):,} bytes")
+    stack: list[str] = []
+    memo: dict[int, str] = {}
+    for operation, argument, position in pickletools.genops(pickled):
+        name = operation.name
+        if name not in PICKLE_OPERATIONS or (name == "PROTO" and position > 0):
+            raise ValueError(f"{name} in a pickle")
+        if name.endswith("PUT"):
+            memo[argument] = stack[-1]
+        elif name.endswith("GET"):
+            if memo[argument] == "tuple":
+                raise ValueError("a tuple that is used again")
+            stack.append(memo[argument])
+        else:
+            taken, items = [kind.name for kind in operation.stack_before], []
+            if "mark" in taken:
+                mark = len(stack) - 1 - stack[::-1].index("mark")
+                items, taken = stack[mark + 1 :], taken[: taken.index("mark")]
+                del stack[mark:]
+            start = len(stack) - len(taken)
+            taken = stack[start:]
+            del stack[start:]
+            keys = {"SETITEM": taken[1:2], "SETITEMS": items[::2]}.get(name, [])
+            if not PICKLE_KEYS.issuperset(keys):
+                raise ValueError(f"keys of the kinds {', '.join(keys)}")
+            if name == "GLOBAL" and argument not in PICKLE_GLOBALS:
+                raise ValueError(f"{argument} in a pickle")
+            if name == "REDUCE" and taken[0] not in PICKLE_CALLS:
+                raise ValueError(f"a call of {taken[0]}")
+            stack += [argument if name == "GLOBAL" else kind.name for kind in operation.stack_after]
 
 
 def _refuse_if_not_plain(value: object, *, most: int) -> None:

@@ -1,9 +1,12 @@
 """How quantities and names are written, in Markdown."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from ..errors import one_line
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 WAY_NAMES = {  # a row's path or way, as tables and figures name it
@@ -88,7 +91,7 @@ def code(text: str) -> str:
     >>> code("cpu"), code("a`b$")
     ('`cpu`', '``a`b$``')
     """
-    text = " ".join(str(text).split()) or " "
+    text = _isolated(text) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if "`" in (text[0], text[-1]) else ""
     return f"{fence}{space}{text}{space}{fence}"
@@ -96,13 +99,24 @@ def code(text: str) -> str:
 
 def code_block(text: str) -> str:
     """`text` as a Markdown block of code, line by line as it is."""
+    text = "\n".join(map(_isolated, text.split("\n")))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"
 
 
 def escape(text: str) -> str:
     """`text` as Markdown that shows it literally, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+.!|$~^&:-])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#+.!|$~^&:-])", r"\\\1", _isolated(text))
+
+
+def _isolated(text: str) -> str:
+    """`text` on one line, so that what stands around it reads from left to right, also if it is Hebrew or Arabic.
+
+    The signs around it are Unicode's isolates: https://www.unicode.org/reports/tr9/#Explicit_Directional_Isolates
+    """
+    text = one_line(text)
+    turns = any(unicodedata.bidirectional(sign) in ("R", "AL", "AN") for sign in text)
+    return f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}" if turns else text
 
 
 def device_text(device: str) -> str:

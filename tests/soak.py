@@ -234,7 +234,7 @@ class Soak:
         calm = numbers(Run(self.calm / RUN))
         for part, found in numbers(self.run).items():
             assert found == calm[part], f"{name}: {part} differs from the undisturbed one"
-        left = [path for path in self.run.path.iterdir() if path.name.endswith(".part") or ".failed." in path.name]
+        left = [path for path in self.folder.rglob("*") if path.name.endswith(".part") or ".failed." in path.name]
         assert not left, f"{name}: {left}"
         assert name in ("report", "export") or self.run.has(name)
         if name in ("report", "export"):

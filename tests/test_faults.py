@@ -24,7 +24,7 @@ from soak import COMMANDS, RUN, STATUS, Soak, make_images
 from transformnet_lib import CustomDataset, Run, TrainConfig, files, report, runs, train
 from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
 from transformnet_lib.files import locked
-from transformnet_lib.report import export, forced_done, forced_since, make_report, make_runs, run_stage
+from transformnet_lib.report import check_executed, export, forced_done, forced_since, make_report, make_runs, run_stage
 from transformnet_lib.runs import reference_run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
@@ -279,8 +279,8 @@ def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinish
     notebook("1")
     execute = report.execute
 
-    def interrupted(*arguments):
-        execute(*arguments)
+    def interrupted(*arguments, **options):
+        execute(*arguments, **options)
         raise Interrupted("train: interrupted")
 
     monkeypatch.setattr(report, "execute", interrupted)
@@ -358,9 +358,12 @@ def test_a_report_whose_notebook_fails_leaves_the_old_report_as_it_is(notebook, 
     old = {tmp_path / f"report.{suffix}": b"old" for suffix in ("html", "pdf", "ipynb")}
     for file, content in old.items():
         file.write_bytes(content)
+    left = tmp_path / ".transformnet-report.pdf.x.part"  # by a killed export
+    left.write_bytes(b"half")
     notebook("raise ValueError('no figure')", name="report", done="1", parameter="runs")
     with pytest.raises(NotebookError, match="report: ValueError: no figure"):
         make_report([reference_run().path], tmp_path, title=None, author=None)
+    assert not left.exists()
     assert {file: file.read_bytes() for file in old} == old
 
 
@@ -438,21 +441,78 @@ def test_a_note_of_a_forced_command_that_cannot_be_read_is_none(tmp_path, conten
 
 
 def test_a_stage_is_complete_only_when_its_notebook_has_ended(run, tmp_path, monkeypatch):
-    shutil.copytree(run.path, tmp_path / "r")
-    asked = run.stage_info("compare")["parameters"] | {"force": True}
     stopped = Run(tmp_path / "r")
+    stopped.path.mkdir()
+    runs._copy_training(run, stopped)
 
     def killed(path):
         raise SystemExit  # as a second Ctrl-C, or a kill: nobody marks anything
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(report, "check_executed", killed)
-        run_stage("compare", stopped.path, asked)
+        run_stage("compare", stopped.path, {})
     assert stopped.record("compare")["status"] == "done" and not (stopped.path / "compare.ipynb").exists()
     with pytest.raises(RunError, match=r"compare is not complete \(its notebook did not run to the end\)"):
         make_report([stopped.path], tmp_path / "out", title=None, author=None)
     began = stopped.record("compare")["started"], (stopped.path / "examples.npz").stat().st_mtime_ns
-    run_stage("compare", stopped.path, asked | {"force": False})
+    run_stage("compare", stopped.path, {})
     assert (stopped.record("compare")["started"], (stopped.path / "examples.npz").stat().st_mtime_ns) == began
     stopped.require("compare")
     assert (stopped.path / "compare.ipynb").exists()
+
+
+def test_a_forced_training_whose_notebook_fails_loses_nothing(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "r")
+    forced, old = Run(tmp_path / "r"), run.record("train")
+    asked = {name: old["parameters"][name] for name in ("preset", "epochs")} | TRAIN | {"seed": 5, "force": True}
+    asked["limit"] = run.stage_info("train")["images"]["request"]["limit"]
+    before = {path: path.read_bytes() for path in forced.path.rglob("*") if path.is_file()}
+
+    def failing(path):
+        raise NotebookError("the last cell failed")
+
+    with monkeypatch.context() as patch, pytest.raises(NotebookError, match="the last cell failed"):
+        patch.setattr(report, "check_executed", failing)
+        run_stage("train", forced.path, asked)
+    assert {path: path.read_bytes() for path in before} == before
+    run_stage("train", forced.path, asked)
+    assert forced.record("train")["parameters"]["seed"] == 5
+    check_executed(forced.path / "train.ipynb")
+    assert not forced.has("compare") and not list(forced.path.glob(".train*"))
+
+
+def test_a_run_that_changes_while_the_report_is_made_of_it_is_refused(notebook, tmp_path):
+    shutil.copytree(reference_run().path, tmp_path / "r")
+    (tmp_path / "out").mkdir()
+    for name in ("ipynb", "html"):
+        (tmp_path / f"out/report.{name}").write_text("the one before")
+    changed = f"""
+from pathlib import Path
+record = Path({str(tmp_path / "r/run.json")!r})
+record.write_text(record.read_text().replace('"finished": "2', '"finished": "3'))"""
+    notebook("1", name="report", done=changed, parameter="runs")
+    with pytest.raises(RunError, match="r: changed while the report was made of it; give the same command again"):
+        make_report([tmp_path / "r"], tmp_path / "out", title=None, author=None)
+    for name in ("ipynb", "html"):
+        assert (tmp_path / f"out/report.{name}").read_text() == "the one before"
+
+
+def test_a_forced_command_that_failed_makes_all_anew_when_it_is_given_again(tmp_path, monkeypatch):
+    given, failing = [], True
+
+    def stage(name, run_dir, parameters):
+        given.append((name, parameters["force"]))
+        if failing and name == "compare":
+            raise NotebookError("other images")
+
+    monkeypatch.setattr(report, "run_stage", stage)
+    monkeypatch.setattr(Run, "record", lambda run, name: {"started": "2999-01-01T00:00:00+00:00"})
+    monkeypatch.setattr(report, "now", lambda: "3000-01-01T00:00:00+00:00")
+    sweep = {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "repeats": 1}
+    make = functools.partial(make_runs, ["cpu"], tmp_path, presets=["paper"], train=TRAIN, benchmark=sweep, force=True)
+    with pytest.raises(NotebookError):
+        make()
+    assert not (tmp_path / report.FORCED).exists()
+    failing = False
+    make()
+    assert given[2:] == [("train", True), ("compare", True), ("benchmark", True)]

@@ -100,6 +100,24 @@ def test_a_second_call_does_only_what_is_missing(run, images, tmp_path, form):
     assert listing(out) == before
 
 
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_the_result_of_an_image_that_was_replaced_is_made_again(run, images, tmp_path, form):
+    infer_folder(run, images, tmp_path / "out", form=form, batch_size=10, device="cpu")
+    Image.new("RGB", (32, 32), "white").save(images / "0.png")
+    assert infer_folder(run, images, tmp_path / "out", form=form, batch_size=10, device="cpu") in (1, 10)
+    infer_folder(run, images, tmp_path / "anew", form=form, batch_size=10, device="cpu")
+    assert listing(tmp_path / "out") == listing(tmp_path / "anew")
+
+
+def test_shards_that_images_no_longer_fill_are_removed(run, images, tmp_path):
+    infer_folder(run, images, tmp_path / "out", form="npz", batch_size=6, device="cpu")
+    for file in sorted(image_files(images))[:20]:
+        file.unlink()
+    infer_folder(run, images, tmp_path / "out", form="npz", batch_size=6, device="cpu")
+    infer_folder(run, images, tmp_path / "anew", form="npz", batch_size=6, device="cpu")
+    assert listing(tmp_path / "out") == listing(tmp_path / "anew")
+
+
 def test_shards_are_made_again_if_images_were_added(run, images, tmp_path):
     infer_folder(run, images, tmp_path / "out", form="npz", batch_size=10, device="cpu")
     shutil.copy(images / "0.png", images / "zz.png")
@@ -186,7 +204,7 @@ SHARD = "shard-000000-of-rank-0000.npz"
     ("form", "name", "junk"),
     [
         *(("png", "0.png.png", junk) for junk in (b"", b"junk", "cut", "flipped", "another size", "in colour")),
-        *(("npz", SHARD, junk) for junk in (b"", b"junk", b"PK\x05\x06" + bytes(18))),
+        *(("npz", SHARD, junk) for junk in (b"", b"junk", b"PK\x05\x06" + bytes(18), "cut", "flipped", "another size")),
     ],
 )
 def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, junk):
@@ -197,7 +215,10 @@ def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, 
         case "cut":
             file.write_bytes(whole[:-20])
         case "flipped":
-            file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+            half = len(whole) // 2
+            file.write_bytes(whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :])
+        case "another size" if form == "npz":
+            np.savez(file, names=np.load(file)["names"], outputs=np.zeros((1, 1, 28, 28), np.float32))
         case "another size":
             Image.new("L", (27, 28)).save(file)
         case "in colour":
@@ -258,6 +279,9 @@ def test_bad_folders_and_images_are_refused_by_name(run, images, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images below"):
         infer_folder(run, tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ParameterError, match="is the run directory; take another folder"):
+        infer_folder(run, images, run.path)
     with pytest.raises(ParameterError, match="would be taken for images"):
         infer_folder(run, images, images / "out")
     (images / "broken.png").write_bytes(b"no png")

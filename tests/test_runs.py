@@ -217,6 +217,8 @@ class Killed(BaseException):
 def force_train(run: Run, error: BaseException | None = None, seed: int = 1, file: bytes = HISTORY) -> None:
     """Make the training anew, other than `make`'s; it writes a file, and then ends or fails."""
     with run.stage("train", PARAMETERS | {"seed": seed}, images=images(), device=CPU, force=True) as results:
+        if results is None:
+            return
         if not (run.path / "checkpoint.pt").exists():
             run.write("checkpoint.pt", b"epoch 1")
         if error:
@@ -258,15 +260,28 @@ def test_a_forced_stage_that_was_stopped_goes_on_when_it_is_forced_again(made, e
     assert not list(made.path.glob(".train*"))
 
 
-def test_a_forced_stage_whose_notebook_did_not_end_is_made_anew_only_if_it_is_forced_again(made, monkeypatch):
-    for _ in range(2):
+def test_a_forced_stage_takes_the_olds_place_only_when_its_notebook_has_ended(made, monkeypatch):
+    before = {path: content for path, content in listing(made.path).items() if path.is_file()}
+
+    def force(run: Run) -> None:
         with monkeypatch.context() as patch:
             patch.setenv(EXECUTING, "train")
-            force_train(made)
-        assert made.record("train")["status"] == "done" and (made.path / "checkpoint.pt").read_bytes() == b"epoch 1"
-        made.write("checkpoint.pt", b"of the one before")
-    assert do(made, "train", PARAMETERS | {"seed": 1}) is False
-    assert made.has("train") and (made.path / "checkpoint.pt").read_bytes() == b"of the one before"
+            force_train(run)
+            assert run.path.name == ".train.anew" and run.has("train")  # where the rest of the notebook reads it
+
+    force(Run(made.path))
+    made.end("train", "a cell failed", forced=True)
+    assert {path: content for path, content in listing(made.path).items() if path in before} == before
+    made.require("train", "compare")
+    do(made, "compare")  # another command
+    (made.path / ".train.anew/checkpoint.pt").write_bytes(b"gone on with")
+    force(Run(made.path))
+    made.write("train.ipynb", b"of the new training")
+    made.end("train", forced=True)
+    assert (made.path / "checkpoint.pt").read_bytes() == b"gone on with"
+    assert record(made)["parameters"]["seed"] == 1 and made.has("train") and not made.has("compare")
+    assert (made.path / "train.ipynb").read_bytes() == b"of the new training"
+    assert not list(made.path.glob(".train*"))
 
 
 def test_a_forced_stage_does_not_go_on_with_another_training(made):

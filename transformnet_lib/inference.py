@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from .training import load_model
 from .untrusted import MAX_TEXT_BYTES, parse_json
 
 FORMATS = ("png", "npz")
+SHARD = "shard-{:06}-of-rank-{:04}.npz"
 BATCH_SIZE = 512  # images that are held at once, at most; also those of one npz shard
 HELD_BYTES = 2**27  # of decoded images held at once (twice, and as float32): 43,000 of 32×32 pixels, 3 of 12 megapixels
 STATE = ".infer"  # hidden, since the folder is for the results: which model they are of, and for each rank its lock
@@ -46,9 +48,9 @@ def infer_folder(
 
     With `form="png"` `out/a/b.jpg.png` is the 8-bit result of `images/a/b.jpg`. With "npz", shards of `batch_size`
     images hold `names` (paths below `images`) and `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1]. Images may
-    differ in size. Each file is written whole or not at all, and a result that is there already is left as it is, so
-    that the same call goes on after a kill. Of `world_size` processes, the one of `rank` (from 0) takes every
-    `world_size`-th image; the progress bar is rank 0's.
+    differ in size. Each file is written whole or not at all, and a result that is there already, whole, and no older
+    than its image is left as it is, so that the same call goes on after a kill; shards beyond the last are removed. Of
+    `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th image; the progress bar is rank 0's.
     Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results or
     another process of this rank works there.
     """
@@ -65,6 +67,15 @@ def infer_folder(
         raise DataError(f"images: {images} is not a folder")
     if out.resolve().is_relative_to(images.resolve()):
         raise ParameterError(f"out: {out} lies in {images}; results would be taken for images the next time")
+    if out.resolve() == run.path.resolve():
+        raise ParameterError(f"out: {out} is the run directory; take another folder")
+
+    def mine() -> Iterator[Path]:
+        return itertools.islice(image_files(images), rank, None, world_size)
+
+    total = sum(1 for _ in mine())
+    if not total and not rank:
+        raise DataError(f"images: no images below {images}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     where = resolve_device(device)
     model = load_model(run)
     shards = {"batch_size": batch_size, "world_size": world_size} if form == "npz" else {}
@@ -74,13 +85,7 @@ def infer_folder(
     folded = model.folded()
     parts = out / STATE / str(rank)
 
-    def mine() -> Iterator[Path]:
-        return itertools.islice(image_files(images), rank, None, world_size)
-
-    total = sum(1 for _ in mine())
-    if not total and not rank:
-        raise DataError(f"images: no images below {images}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    done, share = 0, f"rank 0 of {world_size}" if world_size > 1 else None
+    done, number, share = 0, -1, f"rank 0 of {world_size}" if world_size > 1 else None
     with (
         locked(parts, ".lock"),
         ThreadPoolExecutor() as pool,  # Pillow frees the GIL
@@ -91,27 +96,36 @@ def infer_folder(
             names = [file.relative_to(images).as_posix() for file in files]
             if form == "png":
                 targets = {file: out / f"{name}.png" for file, name in zip(files, names, strict=True)}
-                there = pool.map(lambda file: _is_picture(targets[file], run.pipeline.size), files)  # noqa: B023
+                there = pool.map(lambda file: _is_picture(targets[file], file, run.pipeline.size), files)  # noqa: B023
                 files = [file for file, done_before in zip(files, there, strict=True) if not done_before]
                 outputs = _outputs(folded, files, where, pool)
                 list(pool.map(lambda file, output: _write(targets[file], _png(output), parts), files, outputs))  # noqa: B023
             else:
-                shard = out / f"shard-{number:06}-of-rank-{rank:04}.npz"
-                files = [] if _names_in(shard) == names else files  # others if images were added since
-                if files:
+                shard = out / SHARD.format(number, rank)
+                if _is_shard(shard, files, names, run.pipeline.size):
+                    files = []
+                else:
                     buffer = io.BytesIO()
                     arrays = np.stack([output.numpy() for output in _outputs(folded, files, where, pool)])
                     np.savez_compressed(buffer, names=np.array(names), outputs=arrays)
                     _write(shard, buffer.getvalue(), parts)
             done += len(files)
             bar.update(len(names))
+        if form == "npz":
+            while (left := out / SHARD.format(number := number + 1, rank)).is_file():  # there were more images once
+                left.unlink()
     return done
 
 
-def _is_picture(file: Path, size: tuple[int, int]) -> bool:
-    """Whether `file` is a grey PNG of this (height, width) whose checksums are right."""
+def _is_made(result: Path, images: Sequence[Path]) -> bool:
+    """Whether `result` is a file, and no older than the images."""
+    return result.is_file() and result.stat().st_mtime_ns >= max(image.stat().st_mtime_ns for image in images)
+
+
+def _is_picture(file: Path, image: Path, size: tuple[int, int]) -> bool:
+    """Whether `file` was made of `image`: a grey PNG of this (height, width) whose checksums are right."""
     try:
-        if not file.is_file():  # a pipe would be waited for
+        if not _is_made(file, [image]):
             return False
         with Image.open(file, formats=["PNG"]) as picture:
             picture.verify()
@@ -120,13 +134,18 @@ def _is_picture(file: Path, size: tuple[int, int]) -> bool:
         return False
 
 
-def _names_in(shard: Path) -> list[str]:
-    """The images whose outputs a shard holds; none if it is not there, or no shard."""
+def _is_shard(shard: Path, images: Sequence[Path], names: Sequence[str], size: tuple[int, int]) -> bool:
+    """Whether `shard` was made of these images: it holds their names, and outputs of this (height, width)."""
     try:
+        if not _is_made(shard, images):
+            return False
+        # Not np.load, which leaves a broken file open. The zip's checksums are looked at on reading
         with shard.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-            return arrays["names"].tolist()
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return []
+            outputs = arrays["outputs"]
+            shape = (len(names), 1, *size)
+            return arrays["names"].tolist() == names and (outputs.shape, outputs.dtype) == (shape, np.float32)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def _claim(out: Path, record: dict) -> None:

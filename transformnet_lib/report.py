@@ -47,12 +47,15 @@ INTERRUPTS = 5  # after which it is killed; what it had finished is saved by the
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
 
 
-def execute(name: str, output: Path, parameters: dict) -> None:
+def execute(
+    name: str, output: Path, parameters: dict, *, then: Callable[[], None] = lambda: None, doing: str = ""
+) -> None:
     """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
 
     Raises ParameterError for one that the notebook doesn't have, Interrupted after Ctrl-C, and NotebookError, with the
-    cell's own error line, if any cell fails or is not reached. What was executed until then is kept as
-    `<name>.failed.ipynb` beside `output`, which stays as it was.
+    cell's own error line, if any cell fails or is not reached, and what `then` raises, which is called at the end. What
+    was executed until then is kept as `<name>.failed.ipynb` beside `output`, which stays as it was. `doing` is shown
+    beside the progress bar instead of the name.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
@@ -71,13 +74,14 @@ def execute(name: str, output: Path, parameters: dict) -> None:
                 source,
                 unfinished,
                 parameters,
-                progress_bar={"desc": name, "leave": False},
+                progress_bar={"desc": doing or name, "leave": False},
                 extra_arguments=KERNEL_ARGUMENTS,
                 shutdown_kernel="immediate",  # nothing is left to do then, and Python takes a second to unload all
                 **hooks,
             ),
         )
         check_executed(unfinished)
+        then()
         with unfinished.open("r+b") as file:
             os.fsync(file.fileno())  # papermill does not, so a power cut could leave the new name on half a notebook
         unfinished.replace(output)
@@ -175,15 +179,22 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     run = Run(run_dir)
     if name != "train":
         run.require("train")
+    forced = parameters.get("force", False)
+    kept = (run.record(name) or {}).get("status") == "complete" and not forced
     with locked(run_dir, LOCK):
         try:
-            execute(name, run_dir / f"{name}.ipynb", {"run_dir": str(run_dir), **parameters})
+            execute(
+                name,
+                run_dir / f"{name}.ipynb",
+                {"run_dir": str(run_dir), **parameters},
+                doing=f"{name} (complete already: only its notebook)" if kept else "",
+            )
         except (NotebookError, Interrupted) as error:
-            with suppress(RunError):  # the run cannot be written, or is gone: the first error is the one to tell
-                if run.record(name):
-                    run.end(name, str(error))
+            with suppress(RunError):  # the run cannot be written: the first error is the one to tell
+                if run_dir.is_dir():
+                    run.end(name, str(error), forced=forced)
             raise
-        run.end(name)
+        run.end(name, forced=forced)
         run.require(name)
 
 
@@ -232,7 +243,7 @@ def make_runs(
 
     The first has the stages train, compare, benchmark and, unless None, study; the others train and compare. What is
     complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters. With `force` all are
-    made anew; if that is stopped, the same call goes on with it until `forced_done` is called.
+    made anew; if that is stopped, and not if it fails, the same call goes on with it until `forced_done` is called.
     """
     devices = [str(resolve_device(device)) for device in devices] or available_devices()
     todo, run_dirs = [], []
@@ -256,7 +267,13 @@ def make_runs(
     since = forced_since(runs_dir, [[stage, str(run_dir), asked] for stage, run_dir, asked in todo]) if force else ""
     for stage, run_dir, parameters in todo:
         record = Run(run_dir).record(stage)
-        run_stage(stage, run_dir, parameters | {"force": force and (record is None or record["started"] < since)})
+        anew = force and (record is None or record["started"] < since)
+        try:
+            run_stage(stage, run_dir, parameters | {"force": anew})
+        except NotebookError:
+            if force:  # what was made since may be what is wrong (other images by now): then it is made anew again
+                forced_done(runs_dir)
+            raise
     return run_dirs
 
 
@@ -295,9 +312,17 @@ def check_front(title: str | None, author: str | None) -> None:
 def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
     """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json].
 
-    A run with a stage that was begun and is not complete is refused, whatever the other runs have.
+    A run with a stage that was begun and is not complete is refused, whatever the other runs have, and so is one to
+    which something is done meanwhile.
     """
     runs = open_runs(run_dirs)
+    seen = [run.info for run in runs]
+
+    def refuse_if_changed() -> None:
+        for run, info in zip(runs, seen, strict=True):
+            if run.info != info:
+                raise RunError(f"{run.path}: changed while the report was made of it; give the same command again")
+
     for run in runs:
         run.require(*run.info["stages"])
     for stage in ("compare", "benchmark"):
@@ -307,5 +332,5 @@ def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, a
     named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
     with locked(out_dir, LOCK):
         drop_leftovers(out_dir)
-        execute("report", notebook, {"runs": [str(run.path) for run in runs], **named})
+        execute("report", notebook, {"runs": [str(run.path) for run in runs], **named}, then=refuse_if_changed)
         return export(notebook, out_dir)

@@ -446,9 +446,10 @@ class Run:
         a RunError.
 
         With `force` the stage is made anew, whatever the run holds. That happens in a folder of its own,
-        `.<name>.anew`, which `path` names meanwhile. When the stage is complete it takes the old one's place, and if it
-        is `train`, all that was built on the old one goes too; until then the old results stay, also if the new stage
-        fails. One that was stopped goes on there when it is forced again with the same parameters and images.
+        `.<name>.anew`, which `path` names meanwhile, and in a kernel of a command from then on. When the stage is
+        complete it takes the old one's place, and if it is `train`, all that was built on the old one goes too; until
+        then the old results stay, also if the new stage or its notebook fails. One that was stopped goes on there when
+        it is forced again with the same parameters and images.
         """
         if type(force) is not bool:  # papermill's -p turns "no" into a true string
             raise ParameterError(f"force: expected True or False, got {force!r}")
@@ -465,9 +466,12 @@ class Run:
             try:
                 with self._doing(name, parameters, images, device) as results:
                     yield results
-            finally:
+            except BaseException:
                 self.path = place
-            self._finish_exchange()
+                raise
+            if os.environ.get(EXECUTING) != name:  # else it is `end` that goes on, when the notebook has ended
+                self.path = place
+                self._finish_exchange()
 
     @contextmanager
     def _doing(self, name: str, parameters: dict, images: dict, device: torch.device) -> Iterator[dict | None]:
@@ -531,17 +535,22 @@ class Run:
             for file in (folder / TENSORBOARD).glob("*"):
                 _expect(file, stat.S_ISREG)
 
-    def end(self, name: str, why: str = "") -> None:
-        """Mark a stage whose work is done complete, since its notebook ran to the end, or say why that did not."""
+    def end(self, name: str, why: str = "", *, forced: bool = False) -> None:
+        """Mark a stage whose work is done complete, since its notebook ran to the end, or say why that did not.
+
+        One that was `forced` then takes the old one's place; `<name>.ipynb` is its own already.
+        """
         with self._lock():
-            info = self.info
+            run = Run(self.path / f".{name}.anew") if forced else self
+            info = run.info
             record = info["stages"].get(name)
             if record and record["status"] == "done":
                 record.pop("why", None)
                 record |= (
                     {"why": f"its notebook did not run to the end: {why}"[:2000]} if why else {"status": "complete"}
                 )
-                self._write_info(info)
+                run._write_info(info)
+            self._finish_exchange(executed=f"{name}.ipynb")
 
     def _begin_anew(self, name: str, parameters: dict, images: dict) -> Path:
         """The folder to make a stage anew in: as the same stage left it that was stopped, else fresh."""
@@ -557,20 +566,25 @@ class Run:
         return anew.path
 
     def _stopped(self, name: str, parameters: dict, images: dict) -> bool:
-        """Whether this stage with the same parameters and images was killed or interrupted here."""
+        """Whether this stage with the same parameters and images was stopped here, or only its notebook did not end."""
         record = self.record(name)
-        stopped = record and (record["status"] == "started" or record.get("why", "").startswith("interrupted"))
+        stopped = record and (
+            record["status"] in ("started", "done") or record.get("why", "").startswith("interrupted")
+        )
         return bool(stopped) and not self._differing(record, parameters, images)
 
     def _trained_as(self, other: "Run") -> bool:
         return self.record("train") == other.record("train")
 
-    def _finish_exchange(self) -> None:
-        """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that."""
+    def _finish_exchange(self, executed: str = "") -> None:
+        """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that.
+
+        The old one's notebook goes too, unless the new one's was `executed` in its place already.
+        """
         for name in STAGE_FILES:
             anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
-            if (anew.record(name) or {}).get("status") in ("done", "complete"):
-                self._discard(name)
+            if (anew.record(name) or {}).get("status") == "complete":
+                self._discard(name, executed)
                 anew.path.rename(ready.path)  # from here on what lies in place is new
             if record := ready.record(name):
                 for file in STAGE_FILES[name]:
@@ -595,8 +609,8 @@ class Run:
                 "take another run_dir, or force=True (--force) to make it anew"
             )
 
-    def _discard(self, name: str) -> None:
-        """Drop a stage's record, then its files and notebooks; every other stage builds on `train` and goes with it."""
+    def _discard(self, name: str, kept: str) -> None:
+        """Drop a stage's record, then its files and notebooks but the one `kept`; with `train` all stages go."""
         try:
             info = self.info
         except RunError:  # damaged, or of another format: making the training anew is the way out
@@ -606,7 +620,7 @@ class Run:
         dropped = list(STAGE_FILES) if name == "train" else [name]
         info["stages"] = {stage: record for stage, record in info["stages"].items() if stage not in dropped}
         self._write_info(info)  # first, so that no record is left whose files are gone
-        for path in [self.path / file for stage in dropped for file in _files(stage)]:
+        for path in [self.path / file for stage in dropped for file in _files(stage) if file != kept]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_info(self, info: dict) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from transformnet_lib import cli
+from transformnet_lib import cli, report, runs
 from transformnet_lib.errors import Interrupted, TransformnetError
 from transformnet_lib.report import NOTEBOOKS
 
@@ -104,3 +104,22 @@ def test_unknown_options_are_refused():
     done = call("train", "--run-dir", "r", "--colour", "red")
     assert done.returncode == 2
     assert "--colour" in done.stderr
+
+
+def test_a_forced_report_that_was_made_can_be_forced_again(monkeypatch, tmp_path):
+    note = tmp_path / report.FORCED
+
+    def make_runs(devices, runs_dir, **options):
+        report.forced_since(runs_dir, ["the same"])
+        return []
+
+    def make_report(runs, out, **options):
+        assert note.exists()
+        (tmp_path / "report.json").write_text('{"answer": "Yes. And more."}')
+        return [tmp_path / "report.json"]
+
+    monkeypatch.setattr(report, "make_runs", make_runs)
+    monkeypatch.setattr(report, "make_report", make_report)
+    monkeypatch.setattr(runs, "shipped_runs", lambda made: [])
+    cli.report(force=True, runs_dir=tmp_path, out=tmp_path)
+    assert not note.exists()

@@ -77,6 +77,8 @@ def test_what_no_command_can_ask_for_is_said(tmp_path, train_set):
 
 def test_the_appendix_has_every_stage_and_what_it_was_asked_for(run):
     stages = provenance.stages_table([run]).set_index("stage")
+    assert provenance._duration({"seconds": 2.04, "sittings": 1}) == "2.0"
+    assert provenance._duration({"seconds": 2.04, "sittings": 3}) == "2.0 in 3 sittings"
     assert list(stages.index) == ["train", "compare", "benchmark"]
     assert "`small`, benchmark: " in provenance.stages_asked([run])
     assert "batch sizes 16 64; " in provenance.stages_asked([run])

@@ -391,7 +391,8 @@ def test_a_failure_is_recorded_with_its_reason_and_the_same_call_goes_on(tmp_pat
         assert results == {}
         assert (run.path / "checkpoint.pt").read_bytes() == b"partial"  # to go on from
     assert record(run)["status"] == "complete" and "why" not in record(run)
-    assert record(run)["seconds"] >= known["seconds"]
+    assert record(run)["seconds"] >= known["seconds"] and record(run)["started"] == known["started"]
+    assert (known["sittings"], record(run)["sittings"]) == (1, 2)
 
 
 def test_a_failed_stage_with_other_parameters_is_refused(tmp_path):

@@ -128,6 +128,7 @@ _stage = {
         "started": _time,
         "finished": _time,
         "seconds": {"type": "number", "minimum": 0},
+        "sittings": _count,
         "why": _text,
         "results": _plain,
     },
@@ -490,15 +491,17 @@ class Run:
                 f"{self.path}: holds {', '.join(left)}, but no record of the stage {name}; "
                 "take another run_dir, or force=True (--force) to make it anew"
             )
-        seconds_before = record.get("seconds", 0) if record else 0
+        before = record or {}
+        seconds_before = before.get("seconds", 0)
         record = {
             "status": "started",
             "parameters": parameters,
             "images": images,
             "environment": environment(device),
             "commit": git_commit(),
-            "started": now(),
+            "started": before.get("started", now()),
             "seconds": seconds_before,
+            "sittings": before.get("sittings", 0) + 1,  # it was stopped and gone on with one time fewer
         }
         info["stages"][name] = record
         self._write_info(info)

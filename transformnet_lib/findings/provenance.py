@@ -154,11 +154,18 @@ def stages_table(runs: Sequence[Run]) -> pd.DataFrame:
                 "images": f"{images['count']:,} {images['split']}",
                 "machine": f"{machine['cpu']}, {counted(machine['threads'], 'thread')}",
                 "started (UTC)": stage["started"][:16].replace("T", " "),
-                "seconds": f"{stage['seconds']:.1f}" if "seconds" in stage else "–",
+                "seconds": _duration(stage),
                 "commit": short_commit(stage),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _duration(stage: dict) -> str:
+    """The seconds a stage took, and in how many sittings if it was stopped and gone on with."""
+    sittings = stage.get("sittings", 1)
+    several = f" in {sittings} sittings" if sittings > 1 else ""
+    return f"{stage['seconds']:.1f}{several}" if "seconds" in stage else "–"
 
 
 def stages_asked(runs: Sequence[Run]) -> str:

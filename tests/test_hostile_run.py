@@ -588,6 +588,19 @@ def test_a_pickle_that_would_fill_the_memory_or_take_for_ever_is_refused_unread(
     assert f"not a file of ours (ValueError: {reason})" in refusal(stranger, name)
 
 
+@pytest.mark.parametrize("name", ["DATA.PKL", "data.PKL", "data.pkl/x", "constants.pkl", "data/x"])
+def test_only_files_that_torch_saves_are_handed_to_it(stranger, name):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(stranger.path / "weights.pt") as old, zipfile.ZipFile(buffer, "w") as new:
+        for entry in old.infolist():
+            changed = entry.filename.replace("data.pkl", name)
+            new.writestr(
+                changed, HOSTILE_PICKLES["ten gigabytes of zeros"][0] if ".pkl" in changed else old.read(entry)
+            )
+    (stranger.path / "weights.pt").write_bytes(buffer.getvalue())
+    assert f"(ValueError: a file archive/{name})" in refusal(stranger, "weights.pt")
+
+
 @pytest.mark.parametrize("evil", ["a stream of the old kind", "a zip of its own"])
 def test_torch_reads_no_other_file_than_the_one_checked(stranger, evil):
     ours = (stranger.path / "weights.pt").read_bytes()

@@ -21,6 +21,9 @@ MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked, so
 MAX_TEXT_BYTES = 2**24  # 16 MiB; of JSON and tables, which grow when they are taken apart
 MAX_PICKLE_BYTES = 2**16  # 64 KiB; a checkpoint's has 2: what grows in it are tensors, which lie beside the pickle
 
+TORCH_FILES = (
+    r"[^/]+/(data\.pkl|data/[0-9]+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)"
+)
 # What torch.save needs for our files, of pickle's operations, names, names that are called, and kinds of dicts' keys
 PICKLE_OPERATIONS = {
     "PROTO", "STOP", "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
@@ -148,7 +151,9 @@ def load_tensors(content: bytes) -> object:
             raise ValueError("a packed file")
         files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     for name, file in files.items():
-        if name.endswith(".pkl"):
+        if not re.fullmatch(TORCH_FILES, name):  # to torch DATA.PKL is data.pkl
+            raise ValueError(f"a file {name}")
+        if name.endswith("/data.pkl"):
             _check_pickle(file)
     checked = io.BytesIO()  # written anew: torch reads zips by other rules, so it could find other files in `content`
     with zipfile.ZipFile(checked, "w") as archive:
@@ -188,6 +193,8 @@ def _check_pickle(pickled: bytes) -> None:
                 items, taken = stack[mark + 1 :], taken[: taken.index("mark")]
                 del stack[mark:]
             start = len(stack) - len(taken)
+            if start < 0:
+                raise ValueError(f"{name} of too little")
             taken = stack[start:]
             del stack[start:]
             keys = {"SETITEM": taken[1:2], "SETITEMS": items[::2]}.get(name, [])

@@ -567,10 +567,11 @@ HOSTILE_PICKLES = {
     "ten gigabytes of zeros": (called("builtins.bytearray", TEN_GB_PICKLED), "builtins bytearray in a pickle"),
     "ten gigabytes of storage": (called("torch.ByteStorage", TEN_GB_PICKLED), "a call of torch ByteStorage"),
     "storage called by another name": (b"ctorch\nByteStorage\nq\x000}h\x00)Rs", "POP in a pickle"),
+    "a dict of a tensor's rows": (called("collections.OrderedDict", b"K\x01"), "an OrderedDict made of something"),
     "storage from the memo": (b"ctorch\nByteStorage\nq\x00)R", "a call of torch ByteStorage"),
     "text that doubles": (b"}X\x01\x00\x00\x00a" + HEX + b"s", "_codecs encode in a pickle"),
     "a key that takes for ever": (doubled_tuple() + b"}h\x3cK\x01s", "a tuple that is used again"),
-    "a key behind a second start": (doubled_tuple(b"\x80\x02") + b"}h\x3cK\x01s", "a tuple that is used again"),
+    "a key behind a second start": (doubled_tuple(b"\x80\x02") + b"}h\x3cK\x01s", "PROTO in a pickle"),
     "a second start": (b"}\x80\x02", "PROTO in a pickle"),
     "a key that is a tuple": (b"}K\x01\x85K\x01s", "keys of the kinds tuple"),
     "keys that are tuples": (b"}(K\x01K\x01K\x01\x85K\x01u", "keys of the kinds int, tuple"),
@@ -621,7 +622,14 @@ def test_torch_reads_no_other_file_than_the_one_checked(stranger, evil):
 @pytest.mark.parametrize("name", ["weights.pt", "checkpoint.pt"])
 @pytest.mark.parametrize(
     "kind",
-    ["packed", "says ten gigabytes", "a view of ten gigabytes", "a sparse tensor", "more values than memory"],
+    [
+        "packed",
+        "says ten gigabytes",
+        "a view of ten gigabytes",
+        "a sparse tensor",
+        "more values than memory",
+        "more text than memory",
+    ],
 )
 def test_tensors_that_would_fill_the_memory_or_take_for_ever_are_refused(stranger, name, kind):
     ours = torch_file({"mix.weight": torch.zeros(1, 3, 1, 1)})
@@ -638,6 +646,7 @@ def test_tensors_that_would_fill_the_memory_or_take_for_ever_are_refused(strange
             "a view of ten gigabytes": torch.zeros(1).expand(TEN_GB),
             "a sparse tensor": torch.zeros(9).to_sparse(),
             "more values than memory": doubled_list(),
+            "more text than memory": ["x" * 9000] * 20_000,
         }
         content = torch_file({"mix.weight": states[kind]})
     (stranger.path / name).write_bytes(content)

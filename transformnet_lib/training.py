@@ -432,9 +432,10 @@ def _load_checkpoint(trainer: Trainer, run: Run, made_for: dict) -> None:
     """Go on from the run's checkpoint; RunError if it is damaged or of another training, saying what differs."""
     state = run.read_torch("checkpoint.pt")
     start_anew = "take another run_dir, or force=True (--force) to start anew"
-    if state.get("format") != CHECKPOINT_FORMAT:
+    known = state["format"] if type(state.get("format")) is int else "missing"
+    if known != CHECKPOINT_FORMAT:
         raise RunError(
-            f"{run.path}/checkpoint.pt: format {state.get('format')!r}; this version goes on from format "
+            f"{run.path}/checkpoint.pt: format {known}; this version goes on from format "
             f"{CHECKPOINT_FORMAT}: {start_anew}"
         )
     try:
@@ -442,7 +443,7 @@ def _load_checkpoint(trainer: Trainer, run: Run, made_for: dict) -> None:
         differing = differences(state["made_for"], made_for)
         if not differing:
             trainer.load_state_dict(state)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # what a stranger's values make of torch
         raise RunError(f"{run.path}/checkpoint.pt: damaged ({type(error).__name__}: {error}); {start_anew}") from error
     if differing:
         raise RunError(f"{run.path}/checkpoint.pt: of another training ({differing}); {start_anew}")

@@ -6,6 +6,7 @@ or time than its own size. Texts are given as they are: who shows one escapes it
 
 import csv
 import io
+import itertools
 import json
 import math
 import pickletools
@@ -19,6 +20,7 @@ import torch
 
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked, so a larger one is refused
 MAX_TEXT_BYTES = 2**24  # 16 MiB; of JSON and tables, which grow when they are taken apart
+MAX_ROWS = 100_000  # of a table; an empty one takes a hundred times its bytes
 MAX_PICKLE_BYTES = 2**16  # 64 KiB; a checkpoint's has 2: what grows in it are tensors, which lie beside the pickle
 
 TORCH_FILES = (
@@ -85,9 +87,12 @@ def parse_table(content: bytes, columns: dict[str, str]) -> pd.DataFrame:
 def _csv_rows(text: str) -> list[list[str]]:
     usual = csv.field_size_limit(MAX_TEXT_BYTES)  # raw_seconds can be longer than csv's 128 KiB
     try:
-        return list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        rows = list(itertools.islice(csv.reader(io.StringIO(text, newline=""), strict=True), MAX_ROWS + 1))
     finally:
         csv.field_size_limit(usual)
+    if len(rows) > MAX_ROWS:
+        raise ValueError(f"more than {MAX_ROWS:,} rows")
+    return rows
 
 
 def _whole(column: str, field: str) -> int:
@@ -204,6 +209,11 @@ def _check_pickle(pickled: bytes) -> None:
                 raise ValueError(f"{argument} in a pickle")
             if name == "REDUCE" and taken[0] not in PICKLE_CALLS:
                 raise ValueError(f"a call of {taken[0]}")
+            if name == "REDUCE" and taken[0] == "collections OrderedDict" and taken[1] != "()":
+                raise ValueError("an OrderedDict made of something")  # of a tensor it makes as many as that has rows
+            if name == "EMPTY_TUPLE":
+                stack.append("()")
+                continue
             stack += [argument if name == "GLOBAL" else kind.name for kind in operation.stack_after]
 
 
@@ -215,11 +225,13 @@ def _refuse_if_not_plain(value: object, *, most: int) -> None:
         if isinstance(part, dict | list | tuple):
             left += part.values() if isinstance(part, dict) else part
             count += len(part)
+        elif isinstance(part, str):
+            count += len(part)
         elif isinstance(part, torch.Tensor):
             plain = part.layout == torch.strided and part.device.type == "cpu"
             if not plain or part.numel() * part.element_size() > MAX_BYTES:
                 raise ValueError(f"a tensor {tuple(part.shape)} that is not plain, or too large")
-        elif not isinstance(part, str | int | float | None):
+        elif not isinstance(part, int | float | None):
             raise ValueError(f"a {type(part).__name__}")
         if count > most:
             raise ValueError("more values than bytes")

@@ -254,7 +254,10 @@ def test_what_is_no_note_of_a_model_is_refused_by_name(run, images, tmp_path, ki
 
 def test_results_of_two_models_or_formats_are_not_mixed(run, images, tmp_path):
     infer_folder(run, images, tmp_path / "out", device="cpu")
-    with pytest.raises(RunError, match="results of another model, format or division"):
+    shutil.copytree(images, tmp_path / "others")
+    with pytest.raises(RunError, match="results of other images"):
+        infer_folder(run, tmp_path / "others", tmp_path / "out", device="cpu")
+    with pytest.raises(RunError, match="results of other images, another model, format or division"):
         infer_folder(run, images, tmp_path / "out", form="npz", device="cpu")
 
 

@@ -81,7 +81,8 @@ def infer_folder(
     shards = {"batch_size": batch_size, "world_size": world_size} if form == "npz" else {}
     with locked(out / STATE, ".lock"):
         drop_leftovers(out / STATE)
-        _claim(out, {"weights": model.weights, "pipeline": run.pipeline.to_dict(), "format": form, **shards})
+        of = {"images": str(images.resolve()), "weights": model.weights, "pipeline": run.pipeline.to_dict()}
+        _claim(out, of | {"format": form, **shards})
     folded = model.folded()
     parts = out / STATE / str(rank)
 
@@ -158,7 +159,9 @@ def _claim(out: Path, record: dict) -> None:
         except (ValueError, RecursionError):
             known = None
         if known != record:
-            raise RunError(f"{path}: the folder holds results of another model, format or division; take another --out")
+            raise RunError(
+                f"{path}: the folder holds results of other images, another model, format or division; take another --out"
+            )
     else:
         _write(path, (json.dumps(record, indent=2) + "\n").encode())
 

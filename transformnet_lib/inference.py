@@ -160,7 +160,8 @@ def _claim(out: Path, record: dict) -> None:
             known = None
         if known != record:
             raise RunError(
-                f"{path}: the folder holds results of other images, another model, format or division; take another --out"
+                f"{path}: the folder holds results of other images, another model, format or division; "
+                "take another --out"
             )
     else:
         _write(path, (json.dumps(record, indent=2) + "\n").encode())

@@ -12,7 +12,7 @@ from transformnet_lib.comparison import compare_run
 from transformnet_lib.findings import abstract, learning, places, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import Claim, claims
 from transformnet_lib.findings.places import Place
-from transformnet_lib.findings.text import code, escape
+from transformnet_lib.findings.text import code, code_block, escape
 from transformnet_lib.timing import BENCHMARK_COLUMNS, Setting, summarise
 from transformnet_lib.training import load_training
 
@@ -644,6 +644,10 @@ def test_one_recorded_machine_a_stage_is_told_apart(run, monkeypatch):
     monkeypatch.setattr(Run, "stage_info", elsewhere)
     text = provenance.first_page([run])
     assert re.search(r"\*\*Machine:\*\* .*\(`small`: train, compare\); POWER9, .*\(`small`: benchmark\)", text)
+
+
+def test_a_block_of_code_keeps_its_spaces_and_no_controls():
+    assert code_block("a 'b  c' \\\n  \u05d0\x1b") == "```sh\na 'b  c' \\\n  \u05d0\ufffd\n```"
 
 
 @pytest.mark.parametrize("shown", [code, escape])

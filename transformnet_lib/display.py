@@ -6,7 +6,6 @@ notebook as well.
 """
 
 import io
-import unicodedata
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
@@ -16,7 +15,7 @@ from ipywidgets import Widget
 from matplotlib.figure import Figure
 
 from .errors import ParameterError, one_line
-from .findings.text import escape
+from .findings.text import escape, without_controls
 
 NUMBERS = "application/json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -58,19 +57,11 @@ def show_table(
     """
     with pd.option_context("display.max_colwidth", None):  # else long texts are cut
         bundle = {
-            "text/html": _without_controls(table.to_html(index=index, border=0, na_rep="–")),
-            "text/plain": _without_controls(table.to_string(index=index, na_rep="–")),
+            "text/html": without_controls(table.to_html(index=index, border=0, na_rep="–")),
+            "text/plain": without_controls(table.to_string(index=index, na_rep="–")),
         }
     display(bundle | _view(widget), raw=True, metadata={"transformnet": {"label": label}})
     _show_caption(label, caption)
-
-
-def _without_controls(text: str) -> str:
-    """`text` without signs that a terminal obeys or that turn round what stands after them; a run may hold any."""
-    return "".join(
-        sign if sign == "\n" or unicodedata.category(sign) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
-        for sign in text
-    )
 
 
 def show_numbers(numbers: dict) -> None:

@@ -99,7 +99,7 @@ def code(text: str) -> str:
 
 def code_block(text: str) -> str:
     """`text` as a Markdown block of code, line by line as it is."""
-    text = "\n".join(map(_isolated, text.split("\n")))
+    text = without_controls(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"
 
@@ -107,6 +107,14 @@ def code_block(text: str) -> str:
 def escape(text: str) -> str:
     """`text` as Markdown that shows it literally, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>()#+.!|$~^&:-])", r"\\\1", _isolated(text))
+
+
+def without_controls(text: str) -> str:
+    """`text`, its lines and spaces as they are, without signs that a terminal obeys or that turn round what follows."""
+    return "".join(
+        sign if sign == "\n" or unicodedata.category(sign) not in ("Cc", "Cf") else "\N{REPLACEMENT CHARACTER}"
+        for sign in text
+    )
 
 
 def _isolated(text: str) -> str:

@@ -290,6 +290,22 @@ def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinish
     assert Run(tmp_path / "r").record("train")["why"].endswith("run to the end: train: interrupted")
 
 
+def train_interrupted(run: Run) -> None:
+    """Run the stage `train`, and press Ctrl-C when its notebook has written the file "asleep"."""
+
+    def press_ctrl_c():
+        while not (run.path / "asleep").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run.path.mkdir()
+    presser = threading.Thread(target=press_ctrl_c)
+    presser.start()
+    with pytest.raises(Interrupted):
+        run_stage("train", run.path, {})
+    presser.join()
+
+
 @posix
 def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_path, monkeypatch):
     run, sent = Run(tmp_path / "r"), []
@@ -300,20 +316,10 @@ def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_pat
         if len(sent) > 1:
             await interrupt(manager)
 
-    def press_ctrl_c():
-        while not (run.path / "sleeping").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
     monkeypatch.setattr(report.AsyncKernelManager, "interrupt_kernel", lost_at_first)
     monkeypatch.setattr(report, "INTERRUPT_SECONDS", 0.5)
-    notebook("import time; open(run_dir + '/sleeping', 'w').close(); time.sleep(60)")
-    presser = threading.Thread(target=press_ctrl_c)
-    run.path.mkdir()
-    presser.start()
-    with pytest.raises(Interrupted):
-        run_stage("train", run.path, {})
-    presser.join()
+    notebook("import time; open(run_dir + '/asleep', 'w').close(); time.sleep(60)")
+    train_interrupted(run)
     assert len(sent) == 2 and "KeyboardInterrupt" in (run.path / "train.failed.ipynb").read_text()
     assert run.record("train")["why"].startswith("its notebook did not run to the end: train: interrupted")
 
@@ -322,24 +328,15 @@ def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_pat
 def test_a_kernel_that_answers_no_interrupt_is_killed(notebook, tmp_path, monkeypatch):
     run = Run(tmp_path / "r")
 
-    def press_ctrl_c():
-        while not (run.path / "kernel").exists() or not (run.path / "kernel").read_text():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
     monkeypatch.setattr(report, "INTERRUPT_SECONDS", 0.3)
     patient = functools.partial(report.papermill.execute_notebook, execution_timeout=None)
     monkeypatch.setattr(report.papermill, "execute_notebook", patient)  # or nbclient would end the cell after 4 s
     notebook(
         "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "with open(run_dir + '/kernel', 'w') as file: file.write(str(os.getpid()))\ntime.sleep(60)"
+        "with open(run_dir + '/kernel', 'w') as file: file.write(str(os.getpid()))\n"
+        "open(run_dir + '/asleep', 'w').close()\ntime.sleep(60)"
     )
-    presser = threading.Thread(target=press_ctrl_c)
-    run.path.mkdir()
-    presser.start()
-    with pytest.raises(Interrupted):
-        run_stage("train", run.path, {})
-    presser.join()
+    train_interrupted(run)
     kernel = int((run.path / "kernel").read_text())
     _, alive = psutil.wait_procs([psutil.Process(kernel)] if psutil.pid_exists(kernel) else [], timeout=5)
     assert not alive

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, report, train
+from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, report, train, untrusted
 from transformnet_lib.errors import RunError, TransformnetError
 from transformnet_lib.findings import abstract, learning, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import claims_table
@@ -781,6 +781,14 @@ def test_a_table_cut_anywhere_is_refused(stranger, name):
         (stranger.path / name).write_bytes(content[:end])
         with pytest.raises(RunError, match="stranger"):
             (load_training if name == "history.csv" else READERS[name])(stranger)
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".csv")])
+def test_a_table_of_endless_rows_is_refused(stranger, name, monkeypatch):
+    monkeypatch.setattr(untrusted, "MAX_ROWS", 4)
+    content = (stranger.path / name).read_bytes()
+    (stranger.path / name).write_bytes(content + b"\n" * 9)
+    assert f"{name}: damaged or not ours: more than 4 rows" in refusal(stranger, name)
 
 
 # Anything at all

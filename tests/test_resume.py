@@ -204,6 +204,7 @@ def interrupt_after(epochs: int, dataset: CustomDataset, run: Run) -> dict:
         ),
         (lambda state: state["made_for"]["pipeline"].update(hflip=False), "of another training \\(pipeline: "),
         (lambda state: state.update(format=0), "format 0; this version goes on from format 2"),
+        (lambda state: state.update(format=torch.zeros(3)), "format missing; this version goes on from format 2"),
         (lambda state: state.pop("format"), "format missing; this version goes on from format 2"),
         (lambda state: state.pop("optimizer"), "damaged \\(KeyError: 'optimizer'\\)"),
         (lambda state: state.update(trained=torch.zeros(4)), "damaged \\(RuntimeError: "),

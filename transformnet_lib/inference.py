@@ -29,7 +29,7 @@ FORMATS = ("png", "npz")
 SHARD = "shard-{:06}-of-rank-{:04}.npz"
 BATCH_SIZE = 512  # images that are held at once, at most; also those of one npz shard
 HELD_BYTES = 2**27  # of decoded images held at once (twice, and as float32): 43,000 of 32×32 pixels, 3 of 12 megapixels
-STATE = ".infer"  # hidden, since the folder is for the results: which model they are of, and for each rank its lock
+STATE = ".infer"  # hidden, since the folder is for results: what they are of, each rank's lock and what it is writing
 OPSET = 17  # of ONNX; old enough for runtimes of 2022
 
 
@@ -51,8 +51,8 @@ def infer_folder(
     differ in size. Each file is written whole or not at all, and a result that is there already, whole, and no older
     than its image is left as it is, so that the same call goes on after a kill; shards beyond the last are removed. Of
     `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th image; the progress bar is rank 0's.
-    Raises DataError for a missing folder or an unreadable image, RunError if `out` holds another model's results or
-    another process of this rank works there.
+    Raises DataError for a missing folder or an unreadable image, RunError if `out` holds results of other
+    images or another model, or another process of this rank works there.
     """
     check_path("images", images)
     check_path("out", out)

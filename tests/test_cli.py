@@ -110,7 +110,7 @@ def test_a_forced_report_that_was_made_can_be_forced_again(monkeypatch, tmp_path
     note = tmp_path / report.FORCED
 
     def make_runs(devices, runs_dir, **options):
-        report.forced_since(runs_dir, ["the same"])
+        report.forced_over(runs_dir, ["the same"], [None])
         return []
 
     def make_report(runs, out, **options):

@@ -5,6 +5,7 @@ The longer form of the first test is `make soak`.
 
 import ctypes
 import functools
+import itertools
 import os
 import resource
 import shutil
@@ -24,7 +25,7 @@ from soak import COMMANDS, RUN, STATUS, Soak, make_images
 from transformnet_lib import CustomDataset, Run, TrainConfig, files, report, runs, train
 from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
 from transformnet_lib.files import locked
-from transformnet_lib.report import check_executed, export, forced_done, forced_since, make_report, make_runs, run_stage
+from transformnet_lib.report import check_executed, export, forced_done, forced_over, make_report, make_runs, run_stage
 from transformnet_lib.runs import reference_run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
@@ -107,7 +108,7 @@ main()
 
 
 @posix
-@pytest.mark.parametrize("sign", [report.LOCK, "history.csv"], ids=["before the kernel starts", "at work"])
+@pytest.mark.parametrize("sign", [runs.COMMAND_LOCK, "history.csv"], ids=["before the kernel starts", "at work"])
 def test_a_closed_terminal_ends_the_command_with_status_129(tmp_path, sign):
     import fcntl  # these three are POSIX's
     import pty
@@ -169,7 +170,7 @@ def test_a_folder_that_may_only_be_read_is_one_line_and_stays_as_it_is(run, tmp_
 
     try:
         line = refused(start(tmp_path, "compare --run-dir r --index 7 --force", as_others))
-        assert line == "error: r: cannot be written (Permission denied)"
+        assert line == "error: r/compare.failed.ipynb: cannot be written (Permission denied)"
         assert sorted((tmp_path / "r").rglob("*")) == before
     finally:
         (tmp_path / "r").chmod(0o755)
@@ -177,12 +178,12 @@ def test_a_folder_that_may_only_be_read_is_one_line_and_stays_as_it_is(run, tmp_
 
 def test_a_folder_in_which_a_command_works_is_refused_to_another(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
-    with locked(tmp_path / "r", report.LOCK):
+    with locked(tmp_path / "r", runs.COMMAND_LOCK):
         with pytest.raises(RunError, match="r: in use by another command"):
             run_stage("train", tmp_path / "r", TRAIN)
         with pytest.raises(RunError, match="r: in use by another command"):
             make_report([reference_run().path], tmp_path / "r", title=None, author=None)
-    assert [path.name for path in (tmp_path / "r").iterdir()] == [report.LOCK]
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [runs.COMMAND_LOCK]
 
 
 @pytest.mark.parametrize(
@@ -290,13 +291,15 @@ def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinish
     assert Run(tmp_path / "r").record("train")["why"].endswith("run to the end: train: interrupted")
 
 
-def train_interrupted(run: Run) -> None:
-    """Run the stage `train`, and press Ctrl-C when its notebook has written the file "asleep"."""
+def train_interrupted(run: Run, *, times: int = 1) -> None:
+    """Run the stage `train`, and press Ctrl-C so many times when its notebook has written the file "asleep"."""
 
     def press_ctrl_c():
         while not (run.path / "asleep").exists():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
 
     run.path.mkdir()
     presser = threading.Thread(target=press_ctrl_c)
@@ -325,10 +328,11 @@ def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_pat
 
 
 @posix
-def test_a_kernel_that_answers_no_interrupt_is_killed(notebook, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("times", "seconds"), [(1, 0.3), (2, 600)], ids=["after a while", "at a second Ctrl-C"])
+def test_a_kernel_that_answers_no_interrupt_is_killed(notebook, tmp_path, monkeypatch, times, seconds):
     run = Run(tmp_path / "r")
 
-    monkeypatch.setattr(report, "INTERRUPT_SECONDS", 0.3)
+    monkeypatch.setattr(report, "INTERRUPT_SECONDS", seconds)
     patient = functools.partial(report.papermill.execute_notebook, execution_timeout=None)
     monkeypatch.setattr(report.papermill, "execute_notebook", patient)  # or nbclient would end the cell after 4 s
     notebook(
@@ -336,7 +340,8 @@ def test_a_kernel_that_answers_no_interrupt_is_killed(notebook, tmp_path, monkey
         "with open(run_dir + '/kernel', 'w') as file: file.write(str(os.getpid()))\n"
         "open(run_dir + '/asleep', 'w').close()\ntime.sleep(60)"
     )
-    train_interrupted(run)
+    train_interrupted(run, times=times)
+    assert run.record("train")["why"].startswith("its notebook did not run to the end: train: interrupted")
     kernel = int((run.path / "kernel").read_text())
     _, alive = psutil.wait_procs([psutil.Process(kernel)] if psutil.pid_exists(kernel) else [], timeout=5)
     assert not alive
@@ -389,19 +394,17 @@ def test_a_full_disk_leaves_page_and_pdf_both_old(tmp_path, monkeypatch):
 
 
 def test_a_forced_command_that_was_stopped_forces_only_what_it_had_not_yet_made(tmp_path, monkeypatch):
-    given, clock = [], iter(f"2026-01-01T00:00:{second:02}+00:00" for second in range(60))
-    records = {}
+    given, records, number = [], {}, itertools.count(1)
 
     def stage(name, run_dir, parameters):
         given.append((run_dir.name, name, parameters["force"]))
         if parameters["force"]:
             if len(given) == stopped_at:
                 raise Interrupted("stopped")
-            records[run_dir.name, name] = {"started": next(clock)}
+            records[run_dir.name, name] = {"results": next(number)}
 
     monkeypatch.setattr(report, "run_stage", stage)
     monkeypatch.setattr(Run, "record", lambda run, name: records.get((run.label, name)))
-    monkeypatch.setattr(report, "now", lambda: next(clock))
     options = {
         "train": {"data": "photos", "limit": 300},
         "benchmark": {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "repeats": 1},
@@ -410,7 +413,7 @@ def test_a_forced_command_that_was_stopped_forces_only_what_it_had_not_yet_made(
     todo = [("cpu", "train"), ("cpu", "compare"), ("cpu", "benchmark"), ("cpu-precise", "train")]
     todo.append(("cpu-precise", "compare"))
     for label, name in todo[1:]:
-        records[label, name] = {"started": "2025-01-01T00:00:00+00:00"}
+        records[label, name] = {"results": 0}
     stopped_at = 5
     with pytest.raises(Interrupted):
         make(force=True)
@@ -431,10 +434,12 @@ def test_a_forced_command_that_was_stopped_forces_only_what_it_had_not_yet_made(
     assert given == [(*stage, True) for stage in todo[:3]]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"request": [1], "since": 3}', '{"since": "2020"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"request": [1], "before": 3}', '{"request": [1], "before": []}', '{"before": [{}]}']
+)
 def test_a_note_of_a_forced_command_that_cannot_be_read_is_none(tmp_path, content):
     (tmp_path / report.FORCED).write_text(content)
-    assert forced_since(tmp_path, [1]) >= "2026"
+    assert forced_over(tmp_path, [1], [None]) == [None]
 
 
 def test_a_stage_is_complete_only_when_its_notebook_has_ended(run, tmp_path, monkeypatch):
@@ -478,6 +483,27 @@ def test_a_forced_training_whose_notebook_fails_loses_nothing(run, tmp_path, mon
     assert not forced.has("compare") and not list(forced.path.glob(".train*"))
 
 
+def test_a_forced_command_that_is_killed_before_it_marks_its_stage_leaves_old_results_and_notebook(
+    run, tmp_path, monkeypatch
+):
+    shutil.copytree(run.path, tmp_path / "r")
+    forced = Run(tmp_path / "r")
+    (forced.path / "compare.ipynb").write_text("the one before")
+    before = {path: path.read_bytes() for path in forced.path.rglob("*") if path.is_file()}
+
+    def killed(run, name, *, forced):
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Run, "end", killed)
+        run_stage("compare", forced.path, {"indices": [5], "force": True})
+    assert {path: path.read_bytes() for path in before} == before
+    run_stage("compare", forced.path, {"indices": [5], "force": True})
+    assert forced.stage_info("compare")["parameters"]["indices"] == [5]
+    check_executed(forced.path / "compare.ipynb")
+    assert {path.name for path in forced.path.glob(".*")} == {".lock", ".command.lock"}
+
+
 def test_a_run_that_changes_while_the_report_is_made_of_it_is_refused(notebook, tmp_path):
     shutil.copytree(reference_run().path, tmp_path / "r")
     (tmp_path / "out").mkdir()
@@ -495,16 +521,16 @@ record.write_text(record.read_text().replace('"finished": "2', '"finished": "3')
 
 
 def test_a_forced_command_that_failed_makes_all_anew_when_it_is_given_again(tmp_path, monkeypatch):
-    given, failing = [], True
+    given, records, failing = [], {}, True
 
     def stage(name, run_dir, parameters):
         given.append((name, parameters["force"]))
+        records[name] = {"results": len(given)}
         if failing and name == "compare":
             raise NotebookError("other images")
 
     monkeypatch.setattr(report, "run_stage", stage)
-    monkeypatch.setattr(Run, "record", lambda run, name: {"started": "2999-01-01T00:00:00+00:00"})
-    monkeypatch.setattr(report, "now", lambda: "3000-01-01T00:00:00+00:00")
+    monkeypatch.setattr(Run, "record", lambda run, name: records.get(name))
     sweep = {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "repeats": 1}
     make = functools.partial(make_runs, ["cpu"], tmp_path, presets=["paper"], train=TRAIN, benchmark=sweep, force=True)
     with pytest.raises(NotebookError):

@@ -206,7 +206,7 @@ def test_force_on_train_drops_all_that_builds_on_it(made):
         (made.path / name).write_text("{}")
     assert do(made, "train", PARAMETERS | {"seed": 1}, force=True)
     assert set(made.info["stages"]) == {"train"}
-    assert {path.name for path in made.path.iterdir()} - {".lock"} == {"run.json", "mine.ipynb"}
+    assert {path.name for path in made.path.iterdir() if not path.name.endswith(".lock")} == {"run.json", "mine.ipynb"}
     assert record(made)["parameters"]["seed"] == 1
 
 
@@ -242,16 +242,19 @@ def test_old_results_stay_until_a_forced_stage_is_complete(made, error, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("error", "seed", "left"),
+    ("error", "seed", "commit", "left"),
     [
-        (KeyboardInterrupt(), 1, b"epoch 1"),
-        (KeyboardInterrupt(), 2, None),  # another training: what is left belongs to the one before
-        (RunError("the loss is nan"), 1, None),  # it would only fail again
+        (KeyboardInterrupt(), 1, "abc", b"epoch 1"),
+        (KeyboardInterrupt(), 2, "abc", None),  # another training: what is left belongs to the one before
+        (KeyboardInterrupt(), 1, "def", None),  # it is to be made anew by the code of now
+        (RunError("the loss is nan"), 1, "abc", None),  # it would only fail again
     ],
 )
-def test_a_forced_stage_that_was_stopped_goes_on_when_it_is_forced_again(made, error, seed, left):
+def test_a_forced_stage_that_was_stopped_goes_on_when_it_is_forced_again(made, error, seed, commit, left, monkeypatch):
+    monkeypatch.setattr(runs, "git_commit", lambda: "abc")
     with pytest.raises(type(error)):
         force_train(made, error)
+    monkeypatch.setattr(runs, "git_commit", lambda: commit)
     with made.stage("train", PARAMETERS | {"seed": seed}, images=images(), device=CPU, force=True):
         assert made.path.name == ".train.anew"
         file = made.path / "checkpoint.pt"
@@ -276,7 +279,8 @@ def test_a_forced_stage_takes_the_olds_place_only_when_its_notebook_has_ended(ma
     do(made, "compare")  # another command
     (made.path / ".train.anew/checkpoint.pt").write_bytes(b"gone on with")
     force(Run(made.path))
-    made.write("train.ipynb", b"of the new training")
+    (made.path / "train.ipynb").write_bytes(b"of the old training")
+    (made.path / ".train.anew/train.ipynb").write_bytes(b"of the new training")
     made.end("train", forced=True)
     assert (made.path / "checkpoint.pt").read_bytes() == b"gone on with"
     assert record(made)["parameters"]["seed"] == 1 and made.has("train") and not made.has("compare")
@@ -500,6 +504,19 @@ def test_a_run_is_written_by_one_process_and_a_killed_stage_can_be_made(tmp_path
     assert "stage train is not complete (it was interrupted)" in refusal(run.history)
     assert "stage train is not complete" in refusal(lambda: do(run, "compare"))
     assert do(run, "train") and run.has("train")
+
+
+def test_nobody_else_does_a_stage_while_a_command_executes_its_notebook(made, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    before = made.info
+    with made.command():  # whose kernel is done with the stage, and shows what it made
+        for force in (False, True):
+            assert "in use by another command" in refusal(lambda force=force: do(made, "train", force=force))
+        with monkeypatch.context() as patch:
+            patch.setenv(EXECUTING, "compare")
+            assert not do(made, "compare")  # the command's own kernel
+        assert made.info == before
+    assert do(made, "train", PARAMETERS | {"seed": 1}, force=True)
 
 
 def test_a_command_waits_for_the_kernel_of_one_that_was_killed(tmp_path, holder):

@@ -30,7 +30,7 @@ from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_atomic, write_together
 from .findings.text import listed
 from .machine import available_devices, resolve_device
-from .runs import EXECUTING, Run, now, open_runs
+from .runs import COMMAND_LOCK, EXECUTING, Run, open_runs
 from .timing import check_sweep
 from .training import TrainConfig
 
@@ -40,22 +40,27 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 KERNEL_ARGUMENTS = ["--log-level=40"]  # errors only; else each start warns that it listens on a local port
 STAGES = ("train", "compare", "benchmark")
-LOCK = ".command.lock"  # of a folder in which a command executes notebooks; the kernels lock the run itself
-FORCED = ".forced.json"  # in the folder of runs: the command that makes them anew, and since when, until it ends
+FORCED = ".forced.json"  # in the folder of runs: the command that makes them anew, and what it found, until it ends
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
 
 
 def execute(
-    name: str, output: Path, parameters: dict, *, then: Callable[[], None] = lambda: None, doing: str = ""
+    name: str,
+    output: Path,
+    parameters: dict,
+    *,
+    unfinished: Path | None = None,
+    then: Callable[[], None] = lambda: None,
+    doing: str = "",
 ) -> None:
     """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
 
     Raises ParameterError for one that the notebook doesn't have, Interrupted after Ctrl-C, and NotebookError, with the
     cell's own error line, if any cell fails or is not reached, and what `then` raises, which is called at the end. What
-    was executed until then is kept as `<name>.failed.ipynb` beside `output`, which stays as it was. `doing` is shown
-    beside the progress bar instead of the name.
+    was executed until then is kept as `unfinished`, by default `<name>.failed.ipynb` beside `output`, which stays as it
+    was. `doing` is shown beside the progress bar instead of the name.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
@@ -63,10 +68,10 @@ def execute(
     known = papermill.inspect_notebook(source)
     if unknown := [key for key in parameters if key not in known]:
         raise ParameterError(f"{name}: unknown parameter {', '.join(unknown)}; it has {', '.join(known)}")
-    unfinished = output.with_name(f"{output.stem}.failed.ipynb")
+    unfinished = unfinished or output.with_name(f"{output.stem}.failed.ipynb")
     logging.getLogger("papermill").setLevel(logging.ERROR)  # "Executing notebook with kernel" is no news
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)  # papermill would follow a link and wait for a pipe
         _interruptibly(
             name,
@@ -130,15 +135,16 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             finally:
                 done.set()
 
-    threading.Thread(target=thread, daemon=True).start()  # daemon: a second Ctrl-C ends us, and the kernel with us
+    threading.Thread(target=thread, daemon=True).start()  # daemon: it may wait for ever for a kernel that was killed
     try:
         done.wait()
     except KeyboardInterrupt as interrupt:
-        for _ in range(INTERRUPTS):
-            if ready.is_set() and not done.is_set():
-                with suppress(RuntimeError):  # the kernel has just ended
-                    asyncio.run(kernels[0].interrupt_kernel())
-                done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
+        with suppress(KeyboardInterrupt):  # another one: no more patience
+            for _ in range(INTERRUPTS):
+                if ready.is_set() and not done.is_set():
+                    with suppress(RuntimeError):  # the kernel has just ended
+                        asyncio.run(kernels[0].interrupt_kernel())
+                    done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
         if ready.is_set() and not done.is_set():
             # One that hits the kernel's own code may cost its answer, for which nbclient would wait for ever
             with suppress(RuntimeError):
@@ -181,12 +187,13 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
         run.require("train")
     forced = parameters.get("force", False)
     kept = (run.record(name) or {}).get("status") == "complete" and not forced
-    with locked(run_dir, LOCK):
+    with run.command():
         try:
             execute(
                 name,
-                run_dir / f"{name}.ipynb",
+                run_dir / (f".{name}.anew" if forced else "") / f"{name}.ipynb",
                 {"run_dir": str(run_dir), **parameters},
+                unfinished=run_dir / f"{name}.failed.ipynb",
                 doing=f"{name} (complete already: only its notebook)" if kept else "",
             )
         except (NotebookError, Interrupted) as error:
@@ -264,10 +271,11 @@ def make_runs(
             run_dirs.append(run_dir)
     for stage, _, parameters in todo:
         check_stage(stage, parameters)  # before the first long one
-    since = forced_since(runs_dir, [[stage, str(run_dir), asked] for stage, run_dir, asked in todo]) if force else ""
-    for stage, run_dir, parameters in todo:
-        record = Run(run_dir).record(stage)
-        anew = force and (record is None or record["started"] < since)
+    found = [Run(run_dir).record(stage) for stage, run_dir, _ in todo]
+    request = [[stage, str(run_dir), asked] for stage, run_dir, asked in todo]
+    before = forced_over(runs_dir, request, found) if force else found
+    for (stage, run_dir, parameters), old in zip(todo, before, strict=True):
+        anew = force and Run(run_dir).record(stage) == old
         try:
             run_stage(stage, run_dir, parameters | {"force": anew})
         except NotebookError:
@@ -277,23 +285,22 @@ def make_runs(
     return run_dirs
 
 
-def forced_since(runs_dir: Path, request: list) -> str:
-    """When this command was first given, if it was stopped before its end (`forced_done`), else now.
+def forced_over(runs_dir: Path, request: list, found: list[dict | None]) -> list[dict | None]:
+    """The stages' records when this command was first given, if it was stopped before `forced_done`, else `found`.
 
-    What was started since then it has made anew already.
+    A stage of which another is on record by now it has made anew already.
     """
     note = runs_dir / FORCED
     with suppress(OSError, ValueError, TypeError, KeyError):  # no such command, or not to be read
         known = json.loads(note.read_text())
-        if known["request"] == request and type(known["since"]) is str:
-            return known["since"]
-    since = now()
+        if known["request"] == request and type(known["before"]) is list and len(known["before"]) == len(found):
+            return known["before"]
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(note, json.dumps({"request": request, "since": since}).encode())
+        write_atomic(note, json.dumps({"request": request, "before": found}).encode())
     except OSError as error:
         raise RunError(f"{note}: cannot be written ({error.strerror})") from error
-    return since
+    return found
 
 
 def forced_done(runs_dir: Path) -> None:
@@ -330,7 +337,7 @@ def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, a
             runs[0].require(stage)
     notebook = out_dir / "report.ipynb"
     named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
-    with locked(out_dir, LOCK):
+    with locked(out_dir, COMMAND_LOCK):
         drop_leftovers(out_dir)
         execute("report", notebook, {"runs": [str(run.path) for run in runs], **named}, then=refuse_if_changed)
         return export(notebook, out_dir)

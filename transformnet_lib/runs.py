@@ -16,7 +16,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +39,7 @@ ROUNDING = 1e-5  # of a pixel in [0, 1], when float32 values that were computed 
 # In a kernel: the notebook that a command executes there. The stage's work alone is then "done", and the command makes
 # it "complete" when the notebook has run to its end. Without a command the work is all.
 EXECUTING = "TRANSFORMNET_EXECUTING"
+COMMAND_LOCK = ".command.lock"  # held from a command's first cell to its last, and by whoever does a stage without one
 TENSORBOARD = "tensorboard"  # a folder of event files; what else a stage writes is a file
 
 # What each stage writes, and so what goes when the stage is made anew. A stage builds on those before it.
@@ -439,7 +440,7 @@ class Run:
     def stage(
         self, name: str, parameters: dict, *, images: dict, device: torch.device, force: bool = False
     ) -> Iterator[dict | None]:
-        """Hold the run's lock and do one stage: `with run.stage(…) as results: if results is not None: do the work`.
+        """Hold the run's locks and do one stage: `with run.stage(…) as results: if results is not None: do the work`.
 
         Gives None where the stage is complete already with the same parameters and images. Otherwise gives a dict:
         what the body puts in it lands in run.json under "results" when the stage is complete. Whatever escapes the
@@ -450,12 +451,13 @@ class Run:
         `.<name>.anew`, which `path` names meanwhile, and in a kernel of a command from then on. When the stage is
         complete it takes the old one's place, and if it is `train`, all that was built on the old one goes too; until
         then the old results stay, also if the new stage or its notebook fails. One that was stopped goes on there when
-        it is forced again with the same parameters and images.
+        it is forced again with the same parameters and images, by the same commit on the same machine.
         """
         if type(force) is not bool:  # papermill's -p turns "no" into a true string
             raise ParameterError(f"force: expected True or False, got {force!r}")
         parameters = json.loads(json.dumps(parameters))  # as they will be read back
-        with self._lock():
+        # The kernel has a lock of its own, since it can outlive a command that is killed, by a second or two
+        with nullcontext() if os.environ.get(EXECUTING) == name else self.command(), self._lock():
             self._finish_exchange()
             if name != "train":
                 self.require("train")
@@ -463,7 +465,7 @@ class Run:
                 with self._doing(name, parameters, images, device) as results:
                     yield results
                 return
-            place, self.path = self.path, self._begin_anew(name, parameters, images)
+            place, self.path = self.path, self._begin_anew(name, parameters, images, device)
             try:
                 with self._doing(name, parameters, images, device) as results:
                     yield results
@@ -518,6 +520,12 @@ class Run:
             self._write_info(info)
 
     @contextmanager
+    def command(self) -> Iterator[None]:
+        """Keep all others from doing a stage meanwhile: what a notebook shows and `end` completes is its own work."""
+        with locked(self.path, COMMAND_LOCK):
+            yield
+
+    @contextmanager
     def _lock(self) -> Iterator[None]:
         with locked(self.path, ".lock"):
             self._refuse_links()
@@ -541,7 +549,7 @@ class Run:
     def end(self, name: str, why: str = "", *, forced: bool = False) -> None:
         """Mark a stage whose work is done complete, since its notebook ran to the end, or say why that did not.
 
-        One that was `forced` then takes the old one's place; `<name>.ipynb` is its own already.
+        One that was `forced` then takes the old one's place, and its notebook, from `.<name>.anew`, the old notebook's.
         """
         with self._lock():
             run = Run(self.path / f".{name}.anew") if forced else self
@@ -553,13 +561,13 @@ class Run:
                     {"why": f"its notebook did not run to the end: {why}"[:2000]} if why else {"status": "complete"}
                 )
                 run._write_info(info)
-            self._finish_exchange(executed=f"{name}.ipynb")
+            self._finish_exchange()
 
-    def _begin_anew(self, name: str, parameters: dict, images: dict) -> Path:
+    def _begin_anew(self, name: str, parameters: dict, images: dict, device: torch.device) -> Path:
         """The folder to make a stage anew in: as the same stage left it that was stopped, else fresh."""
         anew = Run(self.path / f".{name}.anew")
         try:
-            if not (anew._stopped(name, parameters, images) and (name == "train" or anew._trained_as(self))):
+            if not (anew._stopped(name, parameters, images, device) and (name == "train" or anew._trained_as(self))):
                 shutil.rmtree(anew.path, ignore_errors=True)
                 anew.path.mkdir()
                 if name != "train":
@@ -568,29 +576,30 @@ class Run:
             raise RunError(f"{anew.path}: cannot be written ({error.strerror})") from error
         return anew.path
 
-    def _stopped(self, name: str, parameters: dict, images: dict) -> bool:
-        """Whether this stage with the same parameters and images was stopped here, or only its notebook did not end."""
+    def _stopped(self, name: str, parameters: dict, images: dict, device: torch.device) -> bool:
+        """Whether this stage was stopped here, or only its notebook did not end; the same of the same code and machine.
+
+        Who makes a stage anew wants nothing of an older version, and of another machine's times, in it.
+        """
         record = self.record(name)
         stopped = record and (
             record["status"] in ("started", "done") or record.get("why", "").startswith("interrupted")
         )
-        return bool(stopped) and not self._differing(record, parameters, images)
+        made_by = (record["commit"], record["environment"]) if stopped else None
+        return made_by == (git_commit(), environment(device)) and not self._differing(record, parameters, images)
 
     def _trained_as(self, other: "Run") -> bool:
         return self.record("train") == other.record("train")
 
-    def _finish_exchange(self, executed: str = "") -> None:
-        """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that.
-
-        The old one's notebook goes too, unless the new one's was `executed` in its place already.
-        """
+    def _finish_exchange(self) -> None:
+        """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that."""
         for name in STAGE_FILES:
             anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
             if (anew.record(name) or {}).get("status") == "complete":
-                self._discard(name, executed)
+                self._discard(name)
                 anew.path.rename(ready.path)  # from here on what lies in place is new
             if record := ready.record(name):
-                for file in STAGE_FILES[name]:
+                for file in (*STAGE_FILES[name], f"{name}.ipynb"):
                     if (ready.path / file).exists():
                         (ready.path / file).replace(self.path / file)
                 info = self.info
@@ -612,8 +621,8 @@ class Run:
                 "take another run_dir, or force=True (--force) to make it anew"
             )
 
-    def _discard(self, name: str, kept: str) -> None:
-        """Drop a stage's record, then its files and notebooks but the one `kept`; with `train` all stages go."""
+    def _discard(self, name: str) -> None:
+        """Drop a stage's record, then its files and notebooks; with `train` all stages go."""
         try:
             info = self.info
         except RunError:  # damaged, or of another format: making the training anew is the way out
@@ -623,7 +632,7 @@ class Run:
         dropped = list(STAGE_FILES) if name == "train" else [name]
         info["stages"] = {stage: record for stage, record in info["stages"].items() if stage not in dropped}
         self._write_info(info)  # first, so that no record is left whose files are gone
-        for path in [self.path / file for stage in dropped for file in _files(stage) if file != kept]:
+        for path in [self.path / file for stage in dropped for file in _files(stage)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_info(self, info: dict) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from transformnet_lib import cli, files, inference, load_model, machine
 from transformnet_lib.data import decode_image, image_files
@@ -100,13 +101,43 @@ def test_a_second_call_does_only_what_is_missing(run, images, tmp_path, form):
     assert listing(out) == before
 
 
+@pytest.mark.parametrize("when", [None, 1_000_000_000_000_000_000], ids=["now", "by cp -p of an older one"])
 @pytest.mark.parametrize("form", ["png", "npz"])
-def test_the_result_of_an_image_that_was_replaced_is_made_again(run, images, tmp_path, form):
+def test_the_result_of_an_image_that_was_replaced_is_made_again(run, images, tmp_path, form, when):
     infer_folder(run, images, tmp_path / "out", form=form, batch_size=10, device="cpu")
-    Image.new("RGB", (32, 32), "white").save(images / "0.png")
+    image = images / "0.bmp"
+    image.write_bytes(image.read_bytes()[:-3] + bytes(3))  # as large as it was
+    if when:
+        os.utime(image, ns=(when, when))
     assert infer_folder(run, images, tmp_path / "out", form=form, batch_size=10, device="cpu") in (1, 10)
     infer_folder(run, images, tmp_path / "anew", form=form, batch_size=10, device="cpu")
     assert listing(tmp_path / "out") == listing(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_the_result_of_an_image_that_changes_while_it_is_worked_on_is_made_again(
+    run, images, tmp_path, form, monkeypatch
+):
+    def decode(path):
+        read = decode_image(path)
+        if path.name == "0.png":
+            Image.new("RGB", (32, 32), "white").save(path)
+        return read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "decode_image", decode)
+        infer_folder(run, images, tmp_path / "out", form=form, batch_size=10, device="cpu")
+    assert infer_folder(run, images, tmp_path / "out", form=form, batch_size=10, device="cpu") in (1, 10)
+    infer_folder(run, images, tmp_path / "anew", form=form, batch_size=10, device="cpu")
+    assert listing(tmp_path / "out") == listing(tmp_path / "anew")
+
+
+def test_an_image_that_vanishes_is_named(run, images, tmp_path, monkeypatch):
+    found = list(image_files(images))
+    monkeypatch.setattr(inference, "image_files", lambda folder: iter(found))
+    (images / "0.png").unlink()
+    with pytest.raises(DataError, match=r"0\.png: cannot be read \(No such file"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
 
 
 def test_shards_that_images_no_longer_fill_are_removed(run, images, tmp_path):
@@ -218,11 +249,13 @@ def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, 
             half = len(whole) // 2
             file.write_bytes(whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :])
         case "another size" if form == "npz":
-            np.savez(file, names=np.load(file)["names"], outputs=np.zeros((1, 1, 28, 28), np.float32))
-        case "another size":
-            Image.new("L", (27, 28)).save(file)
-        case "in colour":
-            Image.new("RGB", (28, 28)).save(file)
+            np.savez(file, **dict(np.load(file)) | {"outputs": np.zeros((1, 1, 28, 28), np.float32)})
+        case "another size" | "in colour":
+            notes = PngInfo()
+            with Image.open(file) as picture:
+                notes.add_text(inference.STAMP, picture.info[inference.STAMP])
+            other = ("L", (27, 28)) if junk == "another size" else ("RGB", (28, 28))
+            Image.new(*other).save(file, pnginfo=notes)
         case _:
             file.write_bytes(junk)
     assert infer_folder(run, images, tmp_path / "out", form=form, batch_size=31, device="cpu") > 0

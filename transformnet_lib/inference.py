@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +30,7 @@ SHARD = "shard-{:06}-of-rank-{:04}.npz"
 BATCH_SIZE = 512  # images that are held at once, at most; also those of one npz shard
 HELD_BYTES = 2**27  # of decoded images held at once (twice, and as float32): 43,000 of 32×32 pixels, 3 of 12 megapixels
 STATE = ".infer"  # hidden, since the folder is for results: what they are of, each rank's lock and what it is writing
+STAMP = "transformnet-image"  # the text in a PNG that says of which version of the image it was made
 OPSET = 17  # of ONNX; old enough for runtimes of 2022
 
 
@@ -47,11 +48,12 @@ def infer_folder(
     """Apply a run's model to every image file below `images`; returns how many files this call processed.
 
     With `form="png"` `out/a/b.jpg.png` is the 8-bit result of `images/a/b.jpg`. With "npz", shards of `batch_size`
-    images hold `names` (paths below `images`) and `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1]. Images may
-    differ in size. Each file is written whole or not at all, and a result that is there already, whole, and no older
-    than its image is left as it is, so that the same call goes on after a kill; shards beyond the last are removed. Of
-    `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th image; the progress bar is rank 0's.
-    Raises DataError for a missing folder or an unreadable image, RunError if `out` holds results of other
+    images hold `names` (paths below `images`), `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1], and `stamps`,
+    int64 `(n, 2)`: the bytes and the nanosecond of change of each image file, which a PNG holds as a text. Images may
+    differ in size. Each file is written whole or not at all, and a result that is there already, whole, and of its
+    image as it is now is left as it is, so that the same call goes on after a kill; shards beyond the last are removed.
+    Of `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th image; the progress bar is rank
+    0's. Raises DataError for a missing folder or an unreadable image, RunError if `out` holds results of other
     images or another model, or another process of this rank works there.
     """
     check_path("images", images)
@@ -95,20 +97,23 @@ def infer_folder(
         drop_leftovers(parts)
         for number, files in enumerate(_batches(mine(), batch_size)):
             names = [file.relative_to(images).as_posix() for file in files]
+            # Before an image is read: the result of one that changes meanwhile is made again by the next call
+            stamps = list(map(_stamp, files))
             if form == "png":
                 targets = {file: out / f"{name}.png" for file, name in zip(files, names, strict=True)}
-                there = pool.map(lambda file: _is_picture(targets[file], file, run.pipeline.size), files)  # noqa: B023
+                known = dict(zip(files, stamps, strict=True))
+                there = pool.map(lambda file: _is_picture(targets[file], known[file], run.pipeline.size), files)  # noqa: B023
                 files = [file for file, done_before in zip(files, there, strict=True) if not done_before]
                 outputs = _outputs(folded, files, where, pool)
-                list(pool.map(lambda file, output: _write(targets[file], _png(output), parts), files, outputs))  # noqa: B023
+                list(pool.map(lambda file, y: _write(targets[file], _png(y, known[file]), parts), files, outputs))  # noqa: B023
             else:
                 shard = out / SHARD.format(number, rank)
-                if _is_shard(shard, files, names, run.pipeline.size):
+                if _is_shard(shard, names, stamps, run.pipeline.size):
                     files = []
                 else:
                     buffer = io.BytesIO()
                     arrays = np.stack([output.numpy() for output in _outputs(folded, files, where, pool)])
-                    np.savez_compressed(buffer, names=np.array(names), outputs=arrays)
+                    np.savez_compressed(buffer, names=np.array(names), stamps=np.array(stamps), outputs=arrays)
                     _write(shard, buffer.getvalue(), parts)
             done += len(files)
             bar.update(len(names))
@@ -118,33 +123,34 @@ def infer_folder(
     return done
 
 
-def _is_made(result: Path, images: Sequence[Path]) -> bool:
-    """Whether `result` is a file, and no older than the images."""
-    return result.is_file() and result.stat().st_mtime_ns >= max(image.stat().st_mtime_ns for image in images)
-
-
-def _is_picture(file: Path, image: Path, size: tuple[int, int]) -> bool:
-    """Whether `file` was made of `image`: a grey PNG of this (height, width) whose checksums are right."""
+def _stamp(image: Path) -> tuple[int, int]:
+    """An image file's bytes and nanosecond of change; what replaces it has others."""
     try:
-        if not _is_made(file, [image]):
-            return False
+        found = image.stat()
+    except OSError as error:
+        raise DataError(f"{image}: cannot be read ({error.strerror})") from error
+    return found.st_size, found.st_mtime_ns
+
+
+def _is_picture(file: Path, stamp: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether `file` was made of an image with this stamp: a grey PNG of this (height, width), its checksums right."""
+    try:
         with Image.open(file, formats=["PNG"]) as picture:
             picture.verify()
-            return (picture.mode, picture.size) == ("L", (size[1], size[0]))
+            made_of = picture.info.get(STAMP), picture.mode, picture.size
+            return made_of == (_text(stamp), "L", (size[1], size[0]))
     except Exception:  # Pillow raises many kinds
         return False
 
 
-def _is_shard(shard: Path, images: Sequence[Path], names: Sequence[str], size: tuple[int, int]) -> bool:
-    """Whether `shard` was made of these images: it holds their names, and outputs of this (height, width)."""
+def _is_shard(shard: Path, names: Sequence[str], stamps: Sequence[tuple[int, int]], size: tuple[int, int]) -> bool:
+    """Whether `shard` was made of the images of these names and stamps, and holds outputs of this (height, width)."""
     try:
-        if not _is_made(shard, images):
-            return False
         # Not np.load, which leaves a broken file open. The zip's checksums are looked at on reading
         with shard.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-            outputs = arrays["outputs"]
-            shape = (len(names), 1, *size)
-            return arrays["names"].tolist() == names and (outputs.shape, outputs.dtype) == (shape, np.float32)
+            outputs, shape = arrays["outputs"], (len(names), 1, *size)
+            made_of = arrays["names"].tolist(), list(map(tuple, arrays["stamps"].tolist()))
+            return made_of == (names, stamps) and (outputs.shape, outputs.dtype) == (shape, np.float32)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return False
 
@@ -195,9 +201,14 @@ def _outputs(
     return outputs
 
 
-def _png(output: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray((output[0] * 255).round().to(torch.uint8).numpy()).save(buffer, "PNG")
+def _text(stamp: tuple[int, int]) -> str:
+    return "{} bytes, changed at {} ns".format(*stamp)
+
+
+def _png(output: Tensor, stamp: tuple[int, int]) -> bytes:
+    buffer, notes = io.BytesIO(), PngImagePlugin.PngInfo()
+    notes.add_text(STAMP, _text(stamp))
+    Image.fromarray((output[0] * 255).round().to(torch.uint8).numpy()).save(buffer, "PNG", pnginfo=notes)
     return buffer.getvalue()
 
 

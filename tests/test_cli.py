@@ -100,6 +100,11 @@ def test_what_a_message_quotes_cannot_break_its_line_or_obey_the_terminal(monkey
     assert capsys.readouterr().err.strip().removeprefix("error: ") == "a b\ufffd[2J.png: not a readable image"
 
 
+def test_a_message_does_not_quote_without_end():
+    told = str(TransformnetError("r/run.json: not " + 10**6 * "x"))
+    assert told.startswith("r/run.json: not xx") and told.endswith("x …") and len(told) < 6000
+
+
 def test_unknown_options_are_refused():
     done = call("train", "--run-dir", "r", "--colour", "red")
     assert done.returncode == 2

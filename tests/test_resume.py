@@ -232,6 +232,10 @@ def test_other_images_in_the_same_data_set_are_noticed(train_set, tmp_path):
 def test_weights_that_are_not_finite_are_refused_on_reading(train_set, tmp_path):
     run = Run(tmp_path / "run")
     train(train_set, config(), run=run)
+    beyond = torch.tensor([0.3, 1e300, 0.1], dtype=torch.float64)  # which is infinite as the model holds it
+    run.write_torch("weights.pt", {"mix.weight": beyond.view(1, 3, 1, 1)})
+    with pytest.raises(RunError, match=r"weights\.pt: expected finite weights, got \[0\.3.*, 1e\+300, 0\.1"):
+        run.weights()
     run.write_torch("weights.pt", {"mix.weight": torch.tensor([0.3, float("nan"), 0.1]).view(1, 3, 1, 1)})
     with pytest.raises(RunError, match=r"weights\.pt: expected finite weights, got \[0\.3.*, nan, 0\.1"):
         load_training(run)

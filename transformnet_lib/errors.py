@@ -3,6 +3,8 @@
 A message says what was expected, what came, where, and what to do.
 """
 
+MAX_CHARACTERS = 5000  # of a message; what a file from a stranger says may have millions
+
 
 def one_line(text: object) -> str:
     """`text` on one line, without signs that a terminal obeys or that turn round what stands after them.
@@ -16,7 +18,8 @@ class TransformnetError(Exception):
     """Base of every error this library raises on purpose. Its message is one line, whatever is quoted in it."""
 
     def __init__(self, message: object):
-        super().__init__(one_line(message))
+        text = str(message)
+        super().__init__(one_line(text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …"))
 
 
 class ParameterError(TransformnetError, ValueError):

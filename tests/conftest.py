@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from soak import heed_signals
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, train
 from transformnet_lib.comparison import compare_run
@@ -19,6 +20,7 @@ from transformnet_lib.timing import benchmark_run
 
 BIN = Path(sys.executable).parent
 
+heed_signals()
 torch.set_num_threads(1)  # two threads that wait for a busy core are ten times slower than one
 
 

@@ -120,6 +120,16 @@ def kernels_of(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
+def heed_signals() -> None:
+    """Have the commands we start take signals as a terminal's do, though nohup or a shell's `&` has us ignore some.
+
+    Who ignores a signal bequeaths that; a handler that does nothing is not bequeathed.
+    """
+    for number in STATUS.keys() - {signal.SIGKILL}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else lambda *_: None)
+
+
 class Soak:
     """A folder in which commands are disturbed, beside one, `calm`, in which the same commands were left alone."""
 
@@ -263,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments and signals [the time]")
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
+    heed_signals()
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         folder, calm = Path(scratch) / "disturbed", Path(scratch) / "calm"
         for place in (folder, calm):

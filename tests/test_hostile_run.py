@@ -351,6 +351,16 @@ def test_a_text_that_is_endless_is_refused(stranger):
     refusal(stranger, "run.json")
 
 
+def test_a_record_too_large_to_be_ours_is_refused_before_it_is_taken_apart(stranger):
+    edit(stranger, "stages.train.parameters.many", 600_000 * [0])
+    assert "bytes, more than 1,048,576" in refusal(stranger, "run.json")
+
+
+def test_no_folder_passes_for_a_shipped_run(stranger):
+    stranger.path.rename(stranger.path.with_name("cpu†"))
+    assert Run(stranger.path.with_name("cpu†")).label == "cpu?"
+
+
 def test_what_a_terminal_would_obey_is_not_in_a_message(stranger):
     edit(stranger, "stages.train.status", "failed")
     edit(stranger, "stages.train.why", "\x1b]0;title\x07\x1b[2Jgone\r\nand more")

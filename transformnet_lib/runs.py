@@ -261,7 +261,7 @@ class Run:
         check_path("run_dir", run_dir)
         self.path = Path(run_dir)
         self.shipped = self.path.resolve().parent == REFERENCE
-        self.label = one_line(self.path.resolve().name) + SHIPPED_SIGN * self.shipped
+        self.label = one_line(self.path.resolve().name).replace(SHIPPED_SIGN, "?") + SHIPPED_SIGN * self.shipped
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked, so a larger one is refused
-MAX_TEXT_BYTES = 2**24  # 16 MiB; of JSON and tables, which grow when they are taken apart
+MAX_TEXT_BYTES = 2**24  # 16 MiB; of tables, which grow when they are taken apart
+MAX_JSON_BYTES = 2**20  # 1 MiB; it takes thirty times as much when it is taken apart, and a run.json has 20 KiB
 MAX_ROWS = 100_000  # of a table; an empty one takes a hundred times its bytes
 MAX_PICKLE_BYTES = 2**16  # 64 KiB; a checkpoint's has 2: what grows in it are tensors, which lie beside the pickle
 
@@ -39,6 +40,8 @@ PICKLE_KEYS = {"str", "int"}
 
 def parse_json(content: bytes) -> object:
     """JSON as its standard has it, ValueError otherwise: no NaN, no number beyond int64 or float64, only Unicode."""
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{len(content):,} bytes, more than {MAX_JSON_BYTES:,}")
 
     def refuse(text: str) -> None:
         raise ValueError(f"{text} is no number")

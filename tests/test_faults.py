@@ -429,6 +429,11 @@ def test_a_forced_command_that_was_stopped_forces_only_what_it_had_not_yet_made(
     make(force=True, presets=["paper"])  # whose report did not come about
     assert given == [(*stage, False) for stage in todo[:3]]
     given.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "git_commit", lambda: "another")
+        make(force=True, presets=["paper"])  # by other code
+    assert given == [(*stage, True) for stage in todo[:3]]
+    given.clear()
     forced_done(tmp_path)
     make(force=True, presets=["paper"])  # it had ended, so this is a new one
     assert given == [(*stage, True) for stage in todo[:3]]
@@ -502,6 +507,23 @@ def test_a_forced_command_that_is_killed_before_it_marks_its_stage_leaves_old_re
     assert forced.stage_info("compare")["parameters"]["indices"] == [5]
     check_executed(forced.path / "compare.ipynb")
     assert {path.name for path in forced.path.glob(".*")} == {".lock", ".command.lock"}
+
+
+@pytest.mark.parametrize("killed_at", [".compare.anew", ".compare.ready"])
+def test_a_report_refuses_a_run_whose_forced_stage_is_yet_to_take_its_place(run, tmp_path, killed_at):
+    shutil.copytree(run.path, tmp_path / "r")
+    stopped = Run(tmp_path / "r")
+    anew = tmp_path / "r" / killed_at
+    anew.mkdir()
+    runs._copy_training(run, Run(anew))
+    info = stopped.info
+    Run(anew)._write_info(info)
+    shutil.copy(stopped.path / "examples.npz", anew)
+    info["stages"].pop("compare")
+    stopped._write_info(info)  # so that nothing says that it had been there
+    with pytest.raises(RunError, match="stage compare was made anew, and stopped before it took the old one's place"):
+        make_report([stopped.path, run.path], tmp_path / "out", title=None, author=None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_changes_while_the_report_is_made_of_it_is_refused(notebook, tmp_path):

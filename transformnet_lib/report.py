@@ -29,7 +29,7 @@ from .errors import ExportError, Interrupted, NotebookError, ParameterError, Run
 from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_atomic, write_together
 from .findings.text import listed
-from .machine import available_devices, resolve_device
+from .machine import available_devices, git_commit, resolve_device
 from .runs import COMMAND_LOCK, EXECUTING, Run, open_runs
 from .timing import check_sweep
 from .training import TrainConfig
@@ -272,7 +272,7 @@ def make_runs(
     for stage, _, parameters in todo:
         check_stage(stage, parameters)  # before the first long one
     found = [Run(run_dir).record(stage) for stage, run_dir, _ in todo]
-    request = [[stage, str(run_dir), asked] for stage, run_dir, asked in todo]
+    request = [git_commit(), *([stage, str(run_dir), asked] for stage, run_dir, asked in todo)]
     before = forced_over(runs_dir, request, found) if force else found
     for (stage, run_dir, parameters), old in zip(todo, before, strict=True):
         anew = force and Run(run_dir).record(stage) == old
@@ -331,6 +331,7 @@ def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, a
                 raise RunError(f"{run.path}: changed while the report was made of it; give the same command again")
 
     for run in runs:
+        run.require_settled()
         run.require(*run.info["stages"])
     for stage in ("compare", "benchmark"):
         if not any(run.has(stage) for run in runs):

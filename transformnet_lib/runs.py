@@ -324,6 +324,16 @@ class Run:
         for name in names:
             self.stage_info(name)
 
+    def require_settled(self) -> None:
+        """Raise RunError if a stage that was made anew has not yet wholly taken the old one's place, after a kill."""
+        for name in STAGE_FILES:
+            anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
+            if ready.path.exists() or (anew.record(name) or {}).get("status") == "complete":
+                raise RunError(
+                    f"{self.path}: stage {name} was made anew, and stopped before it took the old one's place; "
+                    f"`transformnet {name} --run-dir {self.path}` with the same parameters finishes that"
+                )
+
     def has(self, name: str) -> bool:
         """Whether this stage is complete."""
         return _counts(name, self.info["stages"].get(name))

@@ -559,7 +559,7 @@ class Run:
     def end(self, name: str, why: str = "", *, forced: bool = False) -> None:
         """Mark a stage whose work is done complete, since its notebook ran to the end, or say why that did not.
 
-        One that was `forced` then takes the old one's place, and its notebook, from `.<name>.anew`, the old notebook's.
+        One that was `forced` then takes the old one's place, together with its notebook, which lies in `.<name>.anew`.
         """
         with self._lock():
             run = Run(self.path / f".{name}.anew") if forced else self

@@ -20,7 +20,7 @@ import torch
 
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked, so a larger one is refused
 MAX_TEXT_BYTES = 2**24  # 16 MiB; of tables, which grow when they are taken apart
-MAX_JSON_BYTES = 2**20  # 1 MiB; it takes thirty times as much when it is taken apart, and a run.json has 20 KiB
+MAX_JSON_BYTES = 2**20  # 1 MiB; it takes thirty times as much when it is taken apart; the shipped run.json has 5 KiB
 MAX_ROWS = 100_000  # of a table; an empty one takes a hundred times its bytes
 MAX_PICKLE_BYTES = 2**16  # 64 KiB; a checkpoint's has 2: what grows in it are tensors, which lie beside the pickle
 

@@ -6,6 +6,7 @@ The longer form of the first test is `make soak`.
 import ctypes
 import functools
 import itertools
+import json
 import os
 import resource
 import shutil
@@ -141,6 +142,20 @@ def test_a_killed_kernel_is_one_line_and_the_same_command_goes_on(tmp_path):
     saved = (run.path / "history.csv").read_text()
     train(images(tmp_path), TrainConfig(device="cpu", batch_size=4), run=run)
     assert (run.path / "history.csv").read_text().startswith(saved)
+
+
+@posix
+def test_a_kernel_whose_command_is_gone_before_it_has_started_ends(tmp_path):
+    code = "import json, os; from transformnet_lib.report import KERNEL_ARGUMENTS as arguments\n"
+    code += "print(json.dumps([os.getpid(), arguments]))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    command, arguments = json.loads(told)
+    launcher = [sys.executable, "-m", "ipykernel_launcher", "-f", tmp_path / "connection.json", *arguments]
+    with subprocess.Popen(launcher, env=os.environ | {"JPY_PARENT_PID": str(command)}) as kernel:
+        try:
+            assert kernel.wait(30) == 1
+        finally:
+            kernel.kill()
 
 
 @posix

@@ -38,7 +38,12 @@ papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-KERNEL_ARGUMENTS = ["--log-level=40"]  # errors only; else each start warns that it listens on a local port
+KERNEL_ARGUMENTS = [
+    "--log-level=40",  # errors only; else each start warns that it listens on a local port
+    # ipykernel looks each second whether its command is there; but not for one that was gone before the first look,
+    # where orphans go to another process than 1, as in a desktop's session. So one that has just started looks itself.
+    f"--IPKernelApp.exec_lines=if not __import__('psutil').pid_exists({os.getpid()}): __import__('os')._exit(1)",
+]
 STAGES = ("train", "compare", "benchmark")
 FORCED = ".forced.json"  # in the folder of runs: the command that makes them anew, and what it found, until it ends
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again

@@ -89,6 +89,18 @@ def test_a_run_folder_that_vanishes_is_one_line(tmp_path):
 
 
 @posix
+def test_a_folder_that_takes_the_name_of_a_run_at_work_gets_nothing_of_it(notebook, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "train.ipynb").write_text("of the other")
+    (tmp_path / "r").mkdir()
+    notebook(f"import os; os.rename(run_dir, run_dir + '.away'); os.rename({str(other)!r}, run_dir)")
+    with pytest.raises(RunError, match="r: no longer the folder that it was when the work began"):
+        run_stage("train", tmp_path / "r", {})
+    assert (tmp_path / "r/train.ipynb").read_text() == "of the other"
+    assert Run(tmp_path / "r.away").record("train")["status"] == "done"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_torch_is_loaded_ends_the_command_at_once_in_one_line(tmp_path, number):
     code = f"""

@@ -334,6 +334,18 @@ def test_a_kill_while_a_stage_takes_the_olds_place_is_made_good_by_the_next_comm
         assert not (run.path / "tensorboard").exists() and not list(run.path.glob(".train*"))
 
 
+@pytest.mark.parametrize("other", [True, False], ids=["another", "none"])
+def test_a_stage_writes_nothing_into_another_folder_that_takes_its_runs_name(made, tmp_path, other):
+    told = pytest.raises(RunError, match="made: no longer the folder that it was when the work began")
+    with told, made.stage("benchmark", {}, images=images("test"), device=CPU):
+        made.path.rename(tmp_path / "elsewhere")
+        if other:
+            make(tmp_path / "made")
+        before = listing(tmp_path)
+        made.write("benchmark.csv", b"of the one elsewhere")
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("damage", [b"{", b'{"format": 2, "stages": {"train": 3}}'])
 def test_a_damaged_folder_of_a_forced_stage_is_made_anew(made, damage):
     with pytest.raises(KeyboardInterrupt):

@@ -199,12 +199,12 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
                 run_dir / (f".{name}.anew" if forced else "") / f"{name}.ipynb",
                 {"run_dir": str(run_dir), **parameters},
                 unfinished=run_dir / f"{name}.failed.ipynb",
+                then=run.require_place,
                 doing=f"{name} (complete already: only its notebook)" if kept else "",
             )
         except (NotebookError, Interrupted) as error:
             with suppress(RunError):  # the run cannot be written: the first error is the one to tell
-                if run_dir.is_dir():
-                    run.end(name, str(error), forced=forced)
+                run.end(name, str(error), forced=forced)
             raise
         run.end(name, forced=forced)
         run.require(name)

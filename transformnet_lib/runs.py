@@ -260,6 +260,7 @@ class Run:
             raise ParameterError(f"run_dir: expected the path of a folder, got {run_dir!r}")
         check_path("run_dir", run_dir)
         self.path = Path(run_dir)
+        self._held: tuple[Path, os.stat_result] | None = None  # the folder as it was when its first lock was taken
         self.shipped = self.path.resolve().parent == REFERENCE
         self.label = one_line(self.path.resolve().name).replace(SHIPPED_SIGN, "?") + SHIPPED_SIGN * self.shipped
 
@@ -419,6 +420,8 @@ class Run:
 
     def write(self, name: str, content: bytes) -> None:
         """Write one of the run's files, whole or not at all."""
+        if self._held:
+            self.require_place()
         try:
             write_atomic(self.path / name, content)
         except OSError as error:
@@ -532,15 +535,33 @@ class Run:
     @contextmanager
     def command(self) -> Iterator[None]:
         """Keep all others from doing a stage meanwhile: what a notebook shows and `end` completes is its own work."""
-        with locked(self.path, COMMAND_LOCK):
+        with self._hold(COMMAND_LOCK):
             yield
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with locked(self.path, ".lock"):
+        with self._hold(".lock"):
             self._refuse_links()
             drop_leftovers(self.path)
             yield
+
+    @contextmanager
+    def _hold(self, lock: str) -> Iterator[None]:
+        before = self._held
+        if before:
+            self.require_place()
+        with locked(self.path, lock):
+            self._held = before or (self.path, self.path.stat())
+            try:
+                yield
+            finally:
+                self._held = before
+
+    def require_place(self) -> None:
+        """Raise RunError unless the folder whose lock is held still bears its name: another is not ours to write."""
+        place, then = self._held
+        if not (place.exists() and os.path.samestat(place.stat(), then)):
+            raise RunError(f"{place}: no longer the folder that it was when the work began, which was moved or removed")
 
     def _refuse_links(self) -> None:
         """Raise RunError if what a stage reads, moves or replaces is a link, a pipe or of another kind than its own.

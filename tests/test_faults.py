@@ -3,6 +3,7 @@
 The longer form of the first test is `make soak`.
 """
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -88,7 +89,6 @@ def test_a_run_folder_that_vanishes_is_one_line(tmp_path):
     assert Run(tmp_path / "elsewhere").read_torch("checkpoint.pt")["steps"]
 
 
-@posix
 def test_a_folder_that_takes_the_name_of_a_run_at_work_gets_nothing_of_it(notebook, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -101,6 +101,7 @@ def test_a_folder_that_takes_the_name_of_a_run_at_work_gets_nothing_of_it(notebo
     assert Run(tmp_path / "r.away").record("train")["status"] == "done"
 
 
+@posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_torch_is_loaded_ends_the_command_at_once_in_one_line(tmp_path, number):
     code = f"""
@@ -464,6 +465,31 @@ def test_a_forced_command_that_was_stopped_forces_only_what_it_had_not_yet_made(
     forced_done(tmp_path)
     make(force=True, presets=["paper"])  # it had ended, so this is a new one
     assert given == [(*stage, True) for stage in todo[:3]]
+
+
+def test_a_forced_command_that_was_killed_as_a_stage_took_the_olds_place_does_not_make_it_again(
+    run, tmp_path, monkeypatch
+):
+    made = Run(tmp_path / "cpu")
+    shutil.copytree(run.path, made.path)
+    given = []
+
+    def stage(name, run_dir, parameters):
+        given.append((name, parameters["force"]))
+        if name == "compare" and len(given) == 2:
+            anew = Run(made.path / ".compare.anew")
+            shutil.copytree(run.path, anew.path)
+            info = anew.info
+            info["stages"]["compare"]["started"] = runs.now()
+            anew._write_info(info)
+            raise SystemExit
+
+    monkeypatch.setattr(report, "run_stage", stage)
+    sweep = {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "repeats": 1}
+    for ended in (pytest.raises(SystemExit), contextlib.nullcontext()):
+        with ended:
+            make_runs(["cpu"], tmp_path, presets=["paper"], train=TRAIN, benchmark=sweep, force=True)
+    assert given == [("train", True), ("compare", True), ("train", True), ("compare", False), ("benchmark", True)]
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,26 @@ def test_a_kill_while_a_stage_takes_the_olds_place_is_made_good_by_the_next_comm
         assert not (run.path / "tensorboard").exists() and not list(run.path.glob(".train*"))
 
 
+@pytest.mark.parametrize(("owner", "name"), [(Path, "unlink"), (Path, "rename"), (Path, "replace"), (shutil, "rmtree")])
+def test_a_file_that_cannot_be_moved_as_a_stage_takes_the_olds_place_is_one_line_and_made_good(
+    made, owner, name, monkeypatch
+):
+    def failing(path, *arguments, **options):
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        real = made._finish_exchange
+        with made.stage("compare", {"indices": [5]}, images=images("test"), device=CPU, force=True) as results:
+            made.write("examples.npz", arrays_file())
+            results |= {"test_mse": 0.125, "max_error": 0.5}
+            patch.setattr(made, "_finish_exchange", lambda: None)
+        patch.setattr(owner, name, failing)
+        assert "cannot be moved or removed (Input/output error); mend that" in refusal(real)
+    made.settle()
+    assert made.stage_info("compare")["results"]["test_mse"] == 0.125
+    assert not list(made.path.glob(".compare*"))
+
+
 @pytest.mark.parametrize("other", [True, False], ids=["another", "none"])
 def test_a_stage_writes_nothing_into_another_folder_that_takes_its_runs_name(made, tmp_path, other):
     told = pytest.raises(RunError, match="made: no longer the folder that it was when the work began")

@@ -276,6 +276,9 @@ def make_runs(
             run_dirs.append(run_dir)
     for stage, _, parameters in todo:
         check_stage(stage, parameters)  # before the first long one
+    if force:
+        for run_dir in run_dirs:
+            Run(run_dir).settle()  # else what an earlier forced command had all but made would pass for old
     found = [Run(run_dir).record(stage) for stage, run_dir, _ in todo]
     request = [git_commit(), *([stage, str(run_dir), asked] for stage, run_dir, asked in todo)]
     before = forced_over(runs_dir, request, found) if force else found

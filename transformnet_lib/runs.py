@@ -594,6 +594,12 @@ class Run:
                 run._write_info(info)
             self._finish_exchange()
 
+    def settle(self) -> None:
+        """Finish what a killed command left half done, and `require_settled` refuses."""
+        if self.path.is_dir():
+            with self.command(), self._lock():
+                self._finish_exchange()
+
     def _begin_anew(self, name: str, parameters: dict, images: dict, device: torch.device) -> Path:
         """The folder to make a stage anew in: as the same stage left it that was stopped, else fresh."""
         anew = Run(self.path / f".{name}.anew")
@@ -624,20 +630,26 @@ class Run:
 
     def _finish_exchange(self) -> None:
         """Put a stage that was made anew, and is complete, in the old one's place; also after a kill amid just that."""
-        for name in STAGE_FILES:
-            anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
-            if (anew.record(name) or {}).get("status") == "complete":
-                self._discard(name)
-                anew.path.rename(ready.path)  # from here on what lies in place is new
-            if record := ready.record(name):
-                for file in (*STAGE_FILES[name], f"{name}.ipynb"):
-                    if (ready.path / file).exists():
-                        (ready.path / file).replace(self.path / file)
-                info = self.info
-                info["stages"][name] = record
-                self._write_info(info)
-            if ready.path.exists():
-                shutil.rmtree(ready.path)
+        try:
+            for name in STAGE_FILES:
+                anew, ready = (Run(self.path / f".{name}.{state}") for state in ("anew", "ready"))
+                if (anew.record(name) or {}).get("status") == "complete":
+                    self._discard(name)
+                    anew.path.rename(ready.path)  # from here on what lies in place is new
+                if record := ready.record(name):
+                    for file in (*STAGE_FILES[name], f"{name}.ipynb"):
+                        if (ready.path / file).exists():
+                            (ready.path / file).replace(self.path / file)
+                    info = self.info
+                    info["stages"][name] = record
+                    self._write_info(info)
+                if ready.path.exists():
+                    shutil.rmtree(ready.path)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename}: cannot be moved or removed ({error.strerror}); mend that, and the run's next "
+                "command puts what was made anew in its place"
+            ) from error
 
     def _differing(self, record: dict, parameters: dict, images: dict) -> str:
         """What differs from a stage's record, in words; "" for nothing. The images' place does not count."""

@@ -319,11 +319,15 @@ def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinish
     assert Run(tmp_path / "r").record("train")["why"].endswith("run to the end: train: interrupted")
 
 
-def train_interrupted(run: Run, *, times: int = 1) -> None:
-    """Run the stage `train`, and press Ctrl-C so many times when its notebook has written the file "asleep"."""
+def train_interrupted(run: Run, *, times: int = 1, when=None) -> None:
+    """Run the stage `train`, and press Ctrl-C so many times `when` something is so.
+
+    By default that is when its notebook has written the file "asleep".
+    """
+    when = when or (run.path / "asleep").exists
 
     def press_ctrl_c():
-        while not (run.path / "asleep").exists():
+        while not when():
             time.sleep(0.01)
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
@@ -335,6 +339,19 @@ def train_interrupted(run: Run, *, times: int = 1) -> None:
     with pytest.raises(Interrupted):
         run_stage("train", run.path, {})
     presser.join()
+
+
+@posix
+def test_a_kernel_is_ended_that_has_not_yet_started_when_its_command_is_interrupted(notebook, tmp_path):
+    run = Run(tmp_path / "r")
+    notebook("open(run_dir + '/executed', 'w').close()")
+
+    def kernels() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline()]
+
+    train_interrupted(run, when=kernels)
+    _, alive = psutil.wait_procs(kernels(), timeout=3)
+    assert not alive and not (run.path / "executed").exists()
 
 
 @posix

@@ -118,6 +118,7 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
     """
     kernels, failures = [], []
     ready = threading.Event()  # a kernel that is interrupted while it starts would leave nbclient waiting for it
+    stopped = threading.Event()
     # Not Thread.join, which once interrupted calls a running thread finished: python/cpython issue 90882
     done = threading.Event()
 
@@ -128,6 +129,8 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
 
         async def start_kernel(self, **options):
             await super().start_kernel(**{"env": os.environ | {EXECUTING: name}} | options)
+            if stopped.is_set():
+                await self.shutdown_kernel(now=True)
 
     def thread() -> None:
         try:
@@ -144,14 +147,15 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
     try:
         done.wait()
     except KeyboardInterrupt as interrupt:
+        stopped.set()
         with suppress(KeyboardInterrupt):  # another one: no more patience
             for _ in range(INTERRUPTS):
                 if ready.is_set() and not done.is_set():
                     with suppress(RuntimeError):  # the kernel has just ended
                         asyncio.run(kernels[0].interrupt_kernel())
                     done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
-        if ready.is_set() and not done.is_set():
-            # One that hits the kernel's own code may cost its answer, for which nbclient would wait for ever
+        if kernels and not done.is_set():
+            # It only starts, or an interrupt hit its own code and cost its answer: nbclient would wait for ever
             with suppress(RuntimeError):
                 asyncio.run(kernels[0].shutdown_kernel(now=True))
         raise Interrupted(f"{name}: interrupted; the same command goes on where it stopped") from interrupt

@@ -159,8 +159,8 @@ def test_a_killed_kernel_is_one_line_and_the_same_command_goes_on(tmp_path):
 
 @posix
 def test_a_kernel_whose_command_is_gone_before_it_has_started_ends(tmp_path):
-    code = "import json, os; from transformnet_lib.report import KERNEL_ARGUMENTS as arguments\n"
-    code += "print(json.dumps([os.getpid(), arguments]))"
+    code = "import json, os; from transformnet_lib.report import kernel_arguments as arguments\n"
+    code += "print(json.dumps([os.getpid(), arguments()]))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     command, arguments = json.loads(told)
     launcher = [sys.executable, "-m", "ipykernel_launcher", "-f", tmp_path / "connection.json", *arguments]
@@ -347,7 +347,11 @@ def test_a_kernel_is_ended_that_has_not_yet_started_when_its_command_is_interrup
     notebook("open(run_dir + '/executed', 'w').close()")
 
     def kernels() -> list[psutil.Process]:
-        return [child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline()]
+        found = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended just now, or not yet waited for
+                found += [child] * ("ipykernel_launcher" in child.cmdline())
+        return found
 
     train_interrupted(run, when=kernels)
     _, alive = psutil.wait_procs(kernels(), timeout=3)

@@ -38,17 +38,21 @@ papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-KERNEL_ARGUMENTS = [
-    "--log-level=40",  # errors only; else each start warns that it listens on a local port
-    # ipykernel looks each second whether its command is there; but not for one that was gone before the first look,
-    # where orphans go to another process than 1, as in a desktop's session. So one that has just started looks itself.
-    f"--IPKernelApp.exec_lines=if not __import__('psutil').pid_exists({os.getpid()}): __import__('os')._exit(1)",
-]
 STAGES = ("train", "compare", "benchmark")
 FORCED = ".forced.json"  # in the folder of runs: the command that makes them anew, and what it found, until it ends
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
+
+
+def kernel_arguments() -> list[str]:
+    """What a kernel of this process is started with."""
+    return [
+        "--log-level=40",  # errors only; else each start warns that it listens on a local port
+        # ipykernel looks each second whether its command is there; but not for one that was gone before the first look,
+        # where orphans go to another process than 1, as in a desktop's session. So one that has just started looks too.
+        f"--IPKernelApp.exec_lines=if not __import__('psutil').pid_exists({os.getpid()}): __import__('os')._exit(1)",
+    ]
 
 
 def execute(
@@ -85,7 +89,7 @@ def execute(
                 unfinished,
                 parameters,
                 progress_bar={"desc": doing or name, "leave": False},
-                extra_arguments=KERNEL_ARGUMENTS,
+                extra_arguments=kernel_arguments(),
                 shutdown_kernel="immediate",  # nothing is left to do then, and Python takes a second to unload all
                 **hooks,
             ),
@@ -129,7 +133,7 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
 
         async def start_kernel(self, **options):
             await super().start_kernel(**{"env": os.environ | {EXECUTING: name}} | options)
-            if stopped.is_set():
+            if stopped.is_set():  # meanwhile
                 await self.shutdown_kernel(now=True)
 
     def thread() -> None:

@@ -3,6 +3,7 @@
 The longer form of the first test is `make soak`.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import functools
@@ -18,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+import jupyter_client
 import nbformat
 import papermill
 import psutil
@@ -319,15 +321,11 @@ def test_a_notebook_that_is_interrupted_after_its_stage_makes_the_stage_unfinish
     assert Run(tmp_path / "r").record("train")["why"].endswith("run to the end: train: interrupted")
 
 
-def train_interrupted(run: Run, *, times: int = 1, when=None) -> None:
-    """Run the stage `train`, and press Ctrl-C so many times `when` something is so.
-
-    By default that is when its notebook has written the file "asleep".
-    """
-    when = when or (run.path / "asleep").exists
+def train_interrupted(run: Run, *, times: int = 1) -> None:
+    """Run the stage `train`, and press Ctrl-C so many times when the file "asleep" is in its folder."""
 
     def press_ctrl_c():
-        while not when():
+        while not (run.path / "asleep").exists():
             time.sleep(0.01)
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
@@ -342,19 +340,26 @@ def train_interrupted(run: Run, *, times: int = 1, when=None) -> None:
 
 
 @posix
-def test_a_kernel_is_ended_that_has_not_yet_started_when_its_command_is_interrupted(notebook, tmp_path):
-    run = Run(tmp_path / "r")
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(report.AsyncKernelManager, "start_kernel"), (jupyter_client.AsyncKernelClient, "wait_for_ready")],
+    ids=["no process yet", "no answer yet"],
+)
+def test_a_kernel_is_ended_that_has_not_yet_started_when_its_command_is_interrupted(
+    notebook, tmp_path, monkeypatch, owner, name
+):
+    run, real = Run(tmp_path / "r"), getattr(owner, name)
+
+    async def slow(*arguments, **options):
+        (run.path / "asleep").touch()
+        await asyncio.sleep(2)
+        await real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, slow)
     notebook("open(run_dir + '/executed', 'w').close()")
-
-    def kernels() -> list[psutil.Process]:
-        found = []
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # ended just now, or not yet waited for
-                found += [child] * ("ipykernel_launcher" in child.cmdline())
-        return found
-
-    train_interrupted(run, when=kernels)
-    _, alive = psutil.wait_procs(kernels(), timeout=3)
+    before = psutil.Process().children()
+    train_interrupted(run)
+    _, alive = psutil.wait_procs(set(psutil.Process().children()) - set(before), timeout=3)
     assert not alive and not (run.path / "executed").exists()
 
 

@@ -158,10 +158,13 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
                     with suppress(RuntimeError):  # the kernel has just ended
                         asyncio.run(kernels[0].interrupt_kernel())
                     done.wait(INTERRUPT_SECONDS)  # an interrupt that comes between two cells is lost
-        if kernels and not done.is_set():
+        if not done.is_set():
             # It only starts, or an interrupt hit its own code and cost its answer: nbclient would wait for ever
-            with suppress(RuntimeError):
-                asyncio.run(kernels[0].shutdown_kernel(now=True))
+            for kernel in kernels:
+                if kernel.provisioner:  # its manager is the thread's: of two that shut a kernel down, one fails
+                    asyncio.run(kernel.provisioner.kill())
+            with suppress(KeyboardInterrupt):
+                done.wait(INTERRUPT_SECONDS)  # for nbclient to see that, and to clear up
         raise Interrupted(f"{name}: interrupted; the same command goes on where it stopped") from interrupt
     if failures:
         raise failures[0]

@@ -923,6 +923,13 @@ def test_a_dataset_can_be_asked_for_again_from_its_request(tree):
     assert again.fingerprint == dataset.fingerprint and again.request == dataset.request
 
 
+def test_the_other_split_is_cropped_to_the_size_of_the_first(tmp_path):
+    save(tmp_path / "train" / "1.png", noise(8, 12, 3))
+    save(tmp_path / "test" / "1.png", noise(30, 20, 3))
+    trained = CustomDataset(tmp_path, data=f"folder:{tmp_path}", fit="crop")
+    assert CustomDataset(**trained.request, train=False).images.shape == trained.images.shape == (1, 3, 8, 8)
+
+
 def test_the_request_says_what_auto_became(cifar, tmp_path):
     assert CustomDataset(tmp_path, cache=False).request["data"] == "cifar10"
 

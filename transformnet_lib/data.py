@@ -88,7 +88,7 @@ def load_images(
     `data` is "photos", "cifar10" (in `data_path`), "folder:PATH" or "auto": CIFAR-10 if it lies in `data_path`, else
     photos. `limit` keeps the first so many images of a seeded permutation, the same for every run. With `fit="crop"`
     the images of a folder are centre-cropped and resized to `image_size` pixels a side (default: the shorter side of
-    the first).
+    the split's first; a run's test images take the size of its training images).
     Raises DataError for images that are missing or not usable, ParameterError for a parameter that is not.
     """
     check_limit(limit)
@@ -407,7 +407,7 @@ class CustomDataset(Dataset):
             "data_path": str(data_path),
             "limit": limit,
             "fit": fit,
-            "image_size": image_size,
+            "image_size": loaded.pixels.shape[-1] if fit == "crop" else None,  # also where it was the first image's
         }
         self.source, self.split = loaded.source, loaded.split
         self.images = loaded.pixels

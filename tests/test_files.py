@@ -64,6 +64,17 @@ def test_files_written_together_are_all_new_or_all_old(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_files_written_together_stay_all_old_if_one_cannot_be_replaced(tmp_path, there):
+    if there:
+        (tmp_path / "page").write_bytes(b"old")
+    (tmp_path / "pdf").mkdir()  # as good as a file that another program holds open on Windows
+    with pytest.raises(OSError):
+        write_together({tmp_path / "page": b"new", tmp_path / "pdf": b"new"})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["page"] * there + ["pdf"]
+    assert not there or (tmp_path / "page").read_bytes() == b"old"
+
+
 def test_only_what_is_surely_ours_is_cleared_away(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, suppress(RuntimeError):
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))

@@ -60,11 +60,24 @@ def write_together(contents: dict[Path, bytes], *, parts: Path | None = None) ->
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(beside[path], 0o644)  # mkstemp's 0600 would keep colleagues from reading a shared run
-        for path in contents:
-            os.replace(beside[path], path)
+        _replace_all(beside)
     except BaseException:
         for left in beside.values():
             Path(left).unlink(missing_ok=True)
+        raise
+
+
+def _replace_all(beside: dict[Path, str]) -> None:
+    """Rename files to their places; if one cannot be, those before it get their old content back."""
+    replaced = {}
+    try:
+        for path, part in beside.items():
+            old = path.read_bytes() if len(beside) > 1 and path.is_file() else None
+            os.replace(part, path)
+            replaced[path] = old
+    except BaseException:
+        for path, old in replaced.items():
+            path.unlink() if old is None else write_atomic(path, old)
         raise
 
 

@@ -149,6 +149,39 @@ def test_shards_that_images_no_longer_fill_are_removed(run, images, tmp_path):
     assert listing(tmp_path / "out") == listing(tmp_path / "anew")
 
 
+def test_shards_that_images_no_longer_fill_are_removed_also_beyond_a_gap(run, images, tmp_path):
+    infer_folder(run, images, tmp_path, form="npz", batch_size=6, device="cpu")
+    kept = len(list(tmp_path.glob("*.npz")))
+    (tmp_path / f"shard-{kept + 2:06}-of-rank-0000.npz").write_bytes(b"after a kill between two removals")
+    (tmp_path / f"shard-{kept + 2:06}-of-rank-0001.npz").write_bytes(b"another rank's")
+    (tmp_path / "shard-of-mine-of-rank-0000.npz").write_bytes(b"no number")
+    infer_folder(run, images, tmp_path, form="npz", batch_size=6, device="cpu")
+    left = {path.name for path in tmp_path.glob("*.npz")}
+    others = {f"shard-{kept + 2:06}-of-rank-0001.npz", "shard-of-mine-of-rank-0000.npz"}
+    assert left == others | {f"shard-{number:06}-of-rank-0000.npz" for number in range(kept)}
+
+
+def test_a_shard_that_cannot_be_removed_is_one_line(run, images, tmp_path):
+    (tmp_path / "shard-000099-of-rank-0000.npz").mkdir()
+    with pytest.raises(RunError, match=r"shard-000099-of-rank-0000.npz: cannot be removed"):
+        infer_folder(run, images, tmp_path, form="npz", device="cpu")
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_a_pipe_in_the_place_of_a_result_is_replaced_and_not_waited_for(run, images, tmp_path, form):
+    os.mkfifo(tmp_path / ("0.png.png" if form == "png" else "shard-000000-of-rank-0000.npz"))
+    infer_folder(run, images, tmp_path, form=form, device="cpu")
+    assert all(path.is_file() for path in tmp_path.glob("*.n*"))
+    assert infer_folder(run, images, tmp_path, form=form, device="cpu") == 0
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "run.json", "history.csv", "onnx"])
+def test_an_export_replaces_no_file_of_a_run(run, name):
+    pytest.importorskip("onnx")
+    with pytest.raises(ParameterError, match=r"out: expected a file whose name ends in \.onnx, got "):
+        export_onnx(run, run.path / name)
+
+
 def test_shards_are_made_again_if_images_were_added(run, images, tmp_path):
     infer_folder(run, images, tmp_path / "out", form="npz", batch_size=10, device="cpu")
     shutil.copy(images / "0.png", images / "zz.png")

@@ -118,9 +118,21 @@ def infer_folder(
             done += len(files)
             bar.update(len(names))
         if form == "npz":
-            while (left := out / SHARD.format(number := number + 1, rank)).is_file():  # there were more images once
-                left.unlink()
+            _remove_shards(out, rank, number + 1)  # there were more images once
     return done
+
+
+def _remove_shards(out: Path, rank: int, start: int) -> None:
+    """Remove the shards of `rank` from the number `start` on; not one by one, since a kill may have left a gap."""
+    for left in out.glob(SHARD.replace("{:06}", "*").format(rank)):
+        digits = left.name.split("-")[1]
+        if digits.isdecimal() and int(digits) >= start:
+            try:
+                left.unlink()
+            except OSError as error:
+                raise RunError(
+                    f"{left}: cannot be removed ({error.strerror}), and is of images no more there"
+                ) from error
 
 
 def _stamp(image: Path) -> tuple[int, int]:
@@ -134,6 +146,8 @@ def _stamp(image: Path) -> tuple[int, int]:
 
 def _is_picture(file: Path, stamp: tuple[int, int], size: tuple[int, int]) -> bool:
     """Whether `file` was made of an image with this stamp: a grey PNG of this (height, width), its checksums right."""
+    if not file.is_file():  # a pipe would be waited for
+        return False
     try:
         with Image.open(file, formats=["PNG"]) as picture:
             picture.verify()
@@ -145,6 +159,8 @@ def _is_picture(file: Path, stamp: tuple[int, int], size: tuple[int, int]) -> bo
 
 def _is_shard(shard: Path, names: Sequence[str], stamps: Sequence[tuple[int, int]], size: tuple[int, int]) -> bool:
     """Whether `shard` was made of the images of these names and stamps, and holds outputs of this (height, width)."""
+    if not shard.is_file():
+        return False
     try:
         # Not np.load, which leaves a broken file open. The zip's checksums are looked at on reading
         with shard.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
@@ -225,7 +241,11 @@ def export_onnx(run: Run, path: str | Path, *, image_size: tuple[int, int] | Non
 
     Input `images`, float32 `(batch, 3, height, width)` in [0, 1], any batch, of `image_size` (height, width; default:
     that of the run's images); output `outputs`, float32 `(batch, 1, *pipeline.size)`. Needs the extra `[onnx]`.
+    `path` must end in .onnx, so that none of the run's own files is replaced.
     """
+    check_path("out", path)
+    if Path(path).suffix != ".onnx":
+        raise ParameterError(f"out: expected a file whose name ends in .onnx, got {path}")
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper

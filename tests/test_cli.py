@@ -57,8 +57,8 @@ def test_importing_the_library_does_not_load_torch_but_names_all():
     [
         (["train", "--run-dir", "r", "--device", "tpu"], "device: expected cpu, cuda, cuda:N, mps or auto, got 'tpu'"),
         (["train", "--run-dir", "r", "--data", "folder:nowhere"], "nowhere is not a folder"),
-        (["compare", "--run-dir", "r"], "stage train: the folder holds no run"),
-        (["report", "--run", "r"], "stage train: the folder holds no run"),
+        (["compare", "--run-dir", "r"], "stage train: there is no such folder"),
+        (["report", "--run", "r"], "stage train: there is no such folder"),
         (["report", "--run", "r", "--limit", "5"], "--limit: only for making runs"),
         (["report", "--device", "cpu", "--device", "tpu"], "device: expected cpu"),
         (["report", "--repeats", "0"], "repeats: expected a whole number from 1, got 0"),

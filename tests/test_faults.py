@@ -519,10 +519,20 @@ def test_a_forced_command_that_was_killed_as_a_stage_took_the_olds_place_does_no
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"request": [1], "before": 3}', '{"request": [1], "before": []}', '{"before": [{}]}']
+    "content",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        None,
+        '{"request": [1], "before": 3}',
+        '{"request": [1], "before": []}',
+        '{"before": [{}]}',
+    ],
 )
 def test_a_note_of_a_forced_command_that_cannot_be_read_is_none(tmp_path, content):
-    (tmp_path / report.FORCED).write_text(content)
+    note = tmp_path / report.FORCED
+    os.mkfifo(note) if content is None else note.write_text(content)
     assert forced_over(tmp_path, [1], [None]) == [None]
 
 
@@ -605,7 +615,21 @@ def test_a_report_refuses_a_run_whose_forced_stage_is_yet_to_take_its_place(run,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_changes_while_the_report_is_made_of_it_is_refused(notebook, tmp_path):
+@pytest.mark.parametrize("killed_at", [".train.anew", ".train.ready"])
+def test_a_stage_is_made_on_a_training_that_is_yet_to_take_the_olds_place(run, tmp_path, killed_at):
+    stopped, anew = Run(tmp_path / "r"), Run(tmp_path / "r" / killed_at)
+    anew.path.mkdir(parents=True)
+    runs._copy_training(run, anew)
+    stopped._write_info(runs._empty_info())  # the old training is dropped first
+    with pytest.raises(RunError, match="stage train was made anew, and stopped before it took the old one's place"):
+        stopped.weights()
+    run_stage("compare", stopped.path, {})
+    assert stopped.has("compare") and stopped.record("train") == run.record("train")
+    assert not list(stopped.path.glob(".train.*"))
+
+
+@pytest.mark.parametrize("then", ["", "raise ValueError('max() arg is an empty sequence')"], ids=["goes on", "fails"])
+def test_a_run_that_changes_while_the_report_is_made_of_it_is_refused(notebook, tmp_path, then):
     shutil.copytree(reference_run().path, tmp_path / "r")
     (tmp_path / "out").mkdir()
     for name in ("ipynb", "html"):
@@ -613,7 +637,8 @@ def test_a_run_that_changes_while_the_report_is_made_of_it_is_refused(notebook, 
     changed = f"""
 from pathlib import Path
 record = Path({str(tmp_path / "r/run.json")!r})
-record.write_text(record.read_text().replace('"finished": "2', '"finished": "3'))"""
+record.write_text(record.read_text().replace('"finished": "2', '"finished": "3'))
+{then}"""
     notebook("1", name="report", done=changed, parameter="runs")
     with pytest.raises(RunError, match="r: changed while the report was made of it; give the same command again"):
         make_report([tmp_path / "r"], tmp_path / "out", title=None, author=None)

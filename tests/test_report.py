@@ -321,7 +321,7 @@ def test_a_run_name_that_no_font_has_is_one_line_and_writes_no_report(made, tmp_
 
 
 def test_a_report_needs_finished_runs(made, tmp_path):
-    with pytest.raises(RunError, match="stage train: the folder holds no run"):
+    with pytest.raises(RunError, match="stage train: there is no such folder"):
         make_report([tmp_path / "none"], tmp_path, title=None, author=None)
     shutil.copytree(made / "runs/cpu-precise", tmp_path / "precise")
     with pytest.raises(RunError, match="stage benchmark: not run yet"):

@@ -334,6 +334,22 @@ def test_a_kill_while_a_stage_takes_the_olds_place_is_made_good_by_the_next_comm
         assert not (run.path / "tensorboard").exists() and not list(run.path.glob(".train*"))
 
 
+@pytest.mark.parametrize("state", ["anew", "ready"])
+def test_a_damaged_record_beside_a_stage_made_anew_is_no_dead_end(made, state):
+    waiting = Run(made.path / f".compare.{state}")
+    shutil.copytree(made.path, waiting.path)
+    (made.path / "run.json").write_text('{"format": 2, "sta')
+    assert "run.json: damaged or not ours" in refusal(lambda: do(made, "compare", force=True))
+    assert waiting.path.exists()
+    force_train(made)
+    assert list(made.info["stages"]) == ["train"] and not list(made.path.glob(".compare*"))
+
+
+def test_a_training_that_lacks_a_file_is_named_when_a_stage_is_made_anew_on_it(made):
+    (made.path / "weights.pt").unlink()
+    assert f"{made.path / 'weights.pt'}: cannot be read or written" in refusal(lambda: do(made, "compare", force=True))
+
+
 @pytest.mark.parametrize(("owner", "name"), [(Path, "unlink"), (Path, "rename"), (Path, "replace"), (shutil, "rmtree")])
 def test_a_file_that_cannot_be_moved_as_a_stage_takes_the_olds_place_is_one_line_and_made_good(
     made, owner, name, monkeypatch
@@ -466,7 +482,7 @@ def test_a_later_stage_needs_a_trained_run(tmp_path, name, force):
 @pytest.mark.parametrize("read", [Run.history, Run.weights, Run.examples, lambda run: run.pipeline])
 def test_reading_what_was_not_made_says_what_makes_it(tmp_path, read):
     message = refusal(lambda: read(Run(tmp_path / "none")))
-    assert "the folder holds no run; `transformnet " in message and f"--run-dir {tmp_path / 'none'}`" in message
+    assert "there is no such folder; `transformnet " in message and f"--run-dir {tmp_path / 'none'}`" in message
     assert not (tmp_path / "none").exists()
 
 
@@ -533,7 +549,7 @@ def test_a_run_is_written_by_one_process_and_a_killed_stage_can_be_made(tmp_path
     holder.wait()
     assert record(run)["status"] == "started"
     assert not run.has("train")
-    assert "stage train is not complete (it was interrupted)" in refusal(run.history)
+    assert "stage train is not complete (it was stopped, or is at work)" in refusal(run.history)
     assert "stage train is not complete" in refusal(lambda: do(run, "compare"))
     assert do(run, "train") and run.has("train")
 
@@ -928,7 +944,7 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         assert f"{path}: cannot be written" in refusal(lambda path=path: do(Run(path), "train"))
-        assert "the folder holds no run" in refusal(Run(path).history)
+        assert "there is no such folder" in refusal(Run(path).history)
     assert (tmp_path / "file").read_text() == "mine"
 
 

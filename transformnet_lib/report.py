@@ -27,12 +27,13 @@ from .data import check_source
 from .display import NUMBERS
 from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
 from .export import HTMLReportExporter, PDFReportExporter
-from .files import drop_leftovers, locked, write_atomic, write_together
+from .files import drop_leftovers, locked, read_plain, write_atomic, write_together
 from .findings.text import listed
 from .machine import available_devices, git_commit, resolve_device
 from .runs import COMMAND_LOCK, EXECUTING, Run, open_runs
 from .timing import check_sweep
 from .training import TrainConfig
+from .untrusted import MAX_TEXT_BYTES, parse_json
 
 papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see whether there is IPv6
 
@@ -200,6 +201,7 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     check_stage(name, parameters)
     run = Run(run_dir)
     if name != "train":
+        run.settle()
         run.require("train")
     forced = parameters.get("force", False)
     kept = (run.record(name) or {}).get("status") == "complete" and not forced
@@ -310,8 +312,8 @@ def forced_over(runs_dir: Path, request: list, found: list[dict | None]) -> list
     A stage of which another is on record by now it has made anew already.
     """
     note = runs_dir / FORCED
-    with suppress(OSError, ValueError, TypeError, KeyError):  # no such command, or not to be read
-        known = json.loads(note.read_text())
+    with suppress(RunError, RecursionError, ValueError, TypeError, KeyError):  # no such command, or not to be read
+        known = parse_json(read_plain(note, MAX_TEXT_BYTES))
         if known["request"] == request and type(known["before"]) is list and len(known["before"]) == len(found):
             return known["before"]
     try:
@@ -359,5 +361,9 @@ def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, a
     named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
     with locked(out_dir, COMMAND_LOCK):
         drop_leftovers(out_dir)
-        execute("report", notebook, {"runs": [str(run.path) for run in runs], **named}, then=refuse_if_changed)
+        try:
+            execute("report", notebook, {"runs": [str(run.path) for run in runs], **named}, then=refuse_if_changed)
+        except NotebookError:
+            refuse_if_changed()  # which is then the reason
+            raise
         return export(notebook, out_dir)

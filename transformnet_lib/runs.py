@@ -299,11 +299,13 @@ class Run:
         """The record of a complete stage; RunError if the stage is not complete."""
         record = self.info["stages"].get(name)
         if record is None:
-            found = "not run yet" if (self.path / "run.json").exists() else "the folder holds no run"
+            self.require_settled()  # else a kill that left the old record dropped would pass for a stage never made
+            found = "the folder holds no run" if self.path.is_dir() else "there is no such folder"
+            found = "not run yet" if (self.path / "run.json").exists() else found
             raise RunError(f"{self.path}: stage {name}: {found}; `transformnet {name} --run-dir {self.path}` makes it")
         if not _counts(name, record):
-            why = "its notebook did not run to the end" if record["status"] == "done" else "it was interrupted"
-            why = _line(record.get("why", why))
+            reasons = {"done": "its notebook did not run to the end", "started": "it was stopped, or is at work"}
+            why = _line(record.get("why", reasons.get(record["status"], "it failed")))
             raise RunError(
                 f"{self.path}: stage {name} is not complete ({why}); "
                 f"`transformnet {name} --run-dir {self.path}` with the same parameters makes it"
@@ -471,6 +473,8 @@ class Run:
         parameters = json.loads(json.dumps(parameters))  # as they will be read back
         # The kernel has a lock of its own, since it can outlive a command that is killed, by a second or two
         with nullcontext() if os.environ.get(EXECUTING) == name else self.command(), self._lock():
+            if force and name == "train" and self._damaged():
+                self._drop_anew()  # what was made anew cannot take a place in a run whose record is lost
             self._finish_exchange()
             if name != "train":
                 self.require("train")
@@ -568,10 +572,9 @@ class Run:
 
         A run from a stranger could lead it to other files of the user.
         """
-        making = [self.path / f".{stage}.{state}" for stage in STAGE_FILES for state in ("anew", "ready")]
-        for folder in making:
+        for folder in self._making():
             _expect(folder, stat.S_ISDIR)
-        for folder in (self.path, *making):
+        for folder in (self.path, *self._making()):
             for name in ("run.json", *itertools.chain(*map(_files, STAGE_FILES))):
                 _expect(folder / name, stat.S_ISDIR if name == TENSORBOARD else stat.S_ISREG)
             for file in (folder / TENSORBOARD).glob("*"):
@@ -596,9 +599,13 @@ class Run:
 
     def settle(self) -> None:
         """Finish what a killed command left half done, and `require_settled` refuses."""
-        if self.path.is_dir():
+        if any(os.path.lexists(folder) for folder in self._making()):
             with self.command(), self._lock():
                 self._finish_exchange()
+
+    def _making(self) -> list[Path]:
+        """The folders in which stages are made anew, and wait to take the old ones' place."""
+        return [self.path / f".{stage}.{state}" for stage in STAGE_FILES for state in ("anew", "ready")]
 
     def _begin_anew(self, name: str, parameters: dict, images: dict, device: torch.device) -> Path:
         """The folder to make a stage anew in: as the same stage left it that was stopped, else fresh."""
@@ -610,8 +617,20 @@ class Run:
                 if name != "train":
                     _copy_training(self, anew)
         except OSError as error:
-            raise RunError(f"{anew.path}: cannot be written ({error.strerror})") from error
+            place = error.filename2 or error.filename or anew.path
+            raise RunError(f"{place}: cannot be read or written ({error.strerror})") from error
         return anew.path
+
+    def _damaged(self) -> bool:
+        try:
+            return self.info is None
+        except RunError:
+            return True
+
+    def _drop_anew(self) -> None:
+        for stage, state in itertools.product(STAGE_FILES, ("anew", "ready")):
+            if stage != "train":
+                shutil.rmtree(self.path / f".{stage}.{state}", ignore_errors=True)
 
     def _stopped(self, name: str, parameters: dict, images: dict, device: torch.device) -> bool:
         """Whether this stage was stopped here, or only its notebook did not end; the same of the same code and machine.

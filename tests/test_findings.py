@@ -631,8 +631,9 @@ def test_a_training_that_ended_before_it_settled_says_so_and_what_to_do(tmp_path
 
 
 @pytest.mark.parametrize(("spread", "warned"), [(0.3, True), (0.01, False)])
-def test_the_abstract_warns_where_most_rows_were_disturbed(measured, spread, warned):
-    text = abstract.answer([measured(table(lambda *_: 0.2, fast=lambda *_: 0.02, spread=spread))])
+@pytest.mark.parametrize("said", [abstract.answer, lambda runs: " ".join(abstract.conclusion(runs))])
+def test_abstract_and_conclusion_warn_where_most_rows_were_disturbed(measured, spread, warned, said):
+    text = said([measured(table(lambda *_: 0.2, fast=lambda *_: 0.02, spread=spread))])
     assert ("were disturbed by other work on this machine" in text) is warned
 
 

@@ -220,6 +220,15 @@ def test_the_peers_verdict_follows_the_times():
     assert studies.peers_table(table(0.1))["speed-up"].tolist() == ["1×", "3.33×", "10×"]
 
 
+def test_times_whose_quartiles_lie_far_apart_have_a_star():
+    calm = {"name": "Pillow", "way": "fast", "device": "cpu", "images": 10, "seconds": 1.0, "q1": 0.99, "q3": 1.01}
+    table = pd.DataFrame([calm | {"speedup": 1.0, "max_difference": 0.0, "reason": ""}])
+    for starred, spread in ((False, 0.01), (True, 0.06)):
+        table["q1"], table["q3"] = 1 - spread, 1 + spread
+        for shown in (studies.peers_table(table), studies.sizes_table(table)):
+            assert shown["time"].iloc[0].endswith("*") is starred
+
+
 # Cost over size
 
 

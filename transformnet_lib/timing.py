@@ -17,7 +17,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -516,6 +516,11 @@ def spread(seconds: Sequence[float]) -> dict:
     return {"repeats": len(seconds), "seconds": median, "q1": q1, "q3": q3, "raw_seconds": raw_seconds}
 
 
+def is_noisy(row: Mapping[str, float]) -> bool:
+    """Whether a median's quartiles lie so far apart that it says little."""
+    return bool(row["q3"] - row["q1"] > NOISY_SPREAD * row["seconds"])
+
+
 def summarise(
     setting: Setting,
     seconds: list[float],
@@ -536,7 +541,7 @@ def summarise(
         if setting.path == "sequential":  # its own baseline
             sequential_seconds_per_image = median / images
         row |= {
-            "noisy": row["q3"] - row["q1"] > NOISY_SPREAD * median,
+            "noisy": is_noisy(row),
             "images_per_second": images / median,
             "sequential_seconds_per_image": sequential_seconds_per_image,
             "speedup": sequential_seconds_per_image / (median / images),

@@ -176,7 +176,7 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
         )
         pays = any(result["verdict"] == "faster" for result in found.values())
         advice = "" if pays else " Speed is no reason to use it."
-        points.append(f"**The model on {place.name}**: {'; '.join(parts)}.{gain}{advice}")
+        points.append(f"**The model on {place.name}**: {'; '.join(parts)}.{gain}{advice}{_spoiled(place)}")
         steps = waterfall(place)
         if len(steps):
             points.append(f"**What makes the difference there**, each on top of the one before: {_steps(steps)}.")

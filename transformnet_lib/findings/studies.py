@@ -3,8 +3,15 @@
 import numpy as np
 import pandas as pd
 
+from ..timing import NOISY_SPREAD, is_noisy
 from .speed import against_text, verdict_of
 from .text import WAY_NAMES, code, counted, device_text, escape, listed, scientific, spread_text, times_text
+
+STAR = f"a star marks times whose quartiles lie farther apart than {NOISY_SPREAD:.0%} of the median"
+
+
+def _time_text(row: pd.Series) -> str:
+    return spread_text(row) + "*" * is_noisy(row)
 
 
 def seeds_table(seeds: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +63,7 @@ def peers_table(peers: pd.DataFrame) -> pd.DataFrame:
         {
             "Way": measured["name"],
             "device": measured["device"],
-            "time": [spread_text(row) for _, row in measured.iterrows()],
+            "time": [_time_text(row) for _, row in measured.iterrows()],
             "speed-up": measured["speedup"].map(times_text),
             "largest difference (of 255)": [
                 "–" if pd.isna(value) else f"{value:.1f}" if value >= 0.05 else "0.0"
@@ -122,7 +129,7 @@ def sizes_table(sizes: pd.DataFrame) -> pd.DataFrame:
             {
                 "Way": WAY_NAMES[way],
                 "images": f"{last['images']:,}",
-                "time": spread_text(last),
+                "time": _time_text(last),
                 "µs an image": f"{1e6 * last['seconds'] / last['images']:.3g}",
                 "time grows as images to the power": f"{growth(of_way):.2f}" if len(of_way) > 1 else "–",
             }

@@ -5,8 +5,10 @@
 #   make study                                        the same with a closer look: 20 seeds, other libraries, cost over size
 #   make report TITLE="My title" AUTHOR="My name"     as something to hand in
 #
-# Options of `make report`: DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE HFLIP=0 VFLIP=0 LIMIT PRESET SEED EPOCHS REPEATS
-# TITLE AUTHOR RUN RUNS_DIR OUT FORCE=1; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name several.
+# Options of `make report` and `make study`; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name
+# several; HFLIP=0, VFLIP=0 and FORCE=1 are switches.
+OPTIONS := DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE HFLIP VFLIP LIMIT PRESET SEED EPOCHS REPEATS TITLE AUTHOR RUN \
+  RUNS_DIR OUT FORCE
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +27,9 @@ install: .venv/installed
 
 # Only what was given on make's own command line counts: the shell's environment may hold a DATA of its own.
 given = $(findstring command line,$(origin $(1)))
+unknown := $(strip $(foreach name,$(filter-out $(OPTIONS) PYTHON,$(.VARIABLES)),$(if $(call given,$(name)),$(name))))
+$(if $(unknown),$(error $(unknown): no such option; there are $(OPTIONS) PYTHON))
+
 # Values reach the command as they were typed, whatever signs are in them.
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))

@@ -108,7 +108,23 @@ def test_the_study_takes_the_geometry_too(own_run):
     assert (study["sizes"]["reason"] == "").all()
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    """What `make` would do."""
+    root = Path(__file__).parents[1]
+    return subprocess.run(["make", "--no-print-directory", "-n", *arguments], cwd=root, capture_output=True, text=True)
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@needs_make
+def test_a_misspelt_option_of_make_is_refused():
+    done = make("report", "TITEL=Lab 3")
+    assert done.returncode and not done.stdout
+    assert "TITEL: no such option; there are DATA" in done.stderr
+
+
+@needs_make
 @pytest.mark.parametrize(
     ("given", "options"),
     [
@@ -118,11 +134,7 @@ def test_the_study_takes_the_geometry_too(own_run):
     ],
 )
 def test_make_report_takes_the_geometry(given, options):
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        ["make", "--no-print-directory", "-n", "report", *given], cwd=root, capture_output=True, text=True
-    )
-    _, _, arguments = done.stdout.partition(".venv/bin/transformnet report")
+    _, _, arguments = make("report", *given).stdout.partition(".venv/bin/transformnet report")
     assert arguments.replace("\\\n", " ").split() == options.split()
 
 

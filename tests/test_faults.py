@@ -364,6 +364,25 @@ def test_a_kernel_is_ended_that_has_not_yet_started_when_its_command_is_interrup
 
 
 @posix
+def test_an_interrupt_that_comes_as_the_notebooks_thread_starts_ends_its_kernel(notebook, tmp_path, monkeypatch):
+    run, real = Run(tmp_path / "r"), threading.Thread.start
+    before = psutil.Process().children()
+
+    def interrupted(thread):
+        real(thread)
+        if thread.name.endswith("(thread)"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    notebook("open(run_dir + '/executed', 'w').close()")
+    run.path.mkdir()
+    with pytest.raises(Interrupted):
+        run_stage("train", run.path, {})
+    _, alive = psutil.wait_procs(set(psutil.Process().children()) - set(before), timeout=3)
+    assert not alive and not (run.path / "executed").exists()
+
+
+@posix
 def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_path, monkeypatch):
     run, sent = Run(tmp_path / "r"), []
     interrupt = report.AsyncKernelManager.interrupt_kernel

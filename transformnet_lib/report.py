@@ -148,8 +148,8 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             finally:
                 done.set()
 
-    threading.Thread(target=thread, daemon=True).start()  # daemon: it may wait for ever for a kernel that was killed
     try:
+        threading.Thread(target=thread, daemon=True).start()  # daemon: it may wait for ever for a killed kernel
         done.wait()
     except KeyboardInterrupt as interrupt:
         stopped.set()

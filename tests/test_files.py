@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from transformnet_lib.files import drop_leftovers, write_atomic, write_together
+from transformnet_lib import Run
+from transformnet_lib.data import resolve_source
+from transformnet_lib.errors import ParameterError, RunError
+from transformnet_lib.files import OURS, PART, drop_leftovers, write_atomic, write_together
 
 
 @pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "os.chmod"])
@@ -38,6 +41,35 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     write_atomic(tmp_path / "file", b"new")
     assert calls == ["fsync", "replace"]
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+@pytest.mark.parametrize("asked", [Run, lambda path: resolve_source("auto", path)])
+def test_a_path_that_cannot_be_looked_up_is_one_line(name, asked):
+    with pytest.raises(ParameterError, match="no usable path"):
+        asked(name)
+
+
+def test_a_folder_source_may_have_a_name_as_long_as_folders_may():
+    assert resolve_source("folder:" + "x" * 255)
+    with pytest.raises(ParameterError, match=r"data: x+: no usable path \(File name too long\)"):
+        resolve_source("folder:" + "x" * 256)
+
+
+def test_a_leftover_that_cannot_be_removed_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / f"{OURS}a.x{PART}").touch()
+
+    def refused(path):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(RunError, match=r"a\.x\.part: cannot be removed \(Operation not permitted\)"):
+        drop_leftovers(tmp_path)
+
+
+def test_a_name_as_long_as_it_may_be_is_written(tmp_path):
+    write_atomic(tmp_path / ("图" * 85), b"x")  # 255 bytes
+    assert [path.name for path in tmp_path.iterdir()] == ["图" * 85]
 
 
 def test_others_may_read_what_was_written(tmp_path):

@@ -305,6 +305,7 @@ def test_a_folder_in_the_place_of_a_result_is_refused_by_name(run, images, tmp_p
 def test_what_is_no_note_of_a_model_is_refused_by_name(run, images, tmp_path, kind):
     note = tmp_path / "out/.infer/model.json"
     note.parent.mkdir(parents=True)
+    (tmp_path / "out/0.png.png").touch()  # a result of it
     match kind:
         case "pipe":
             os.mkfifo(note)
@@ -316,6 +317,28 @@ def test_what_is_no_note_of_a_model_is_refused_by_name(run, images, tmp_path, ki
             note.write_text("[" * 200_000)
     with pytest.raises(RunError, match=r"model\.json: (cannot be read \(expected a plain|the folder holds results)"):
         infer_folder(run, images, tmp_path / "out", device="cpu")
+
+
+def test_a_call_that_failed_before_its_first_result_claims_nothing(run, images, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/a.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"a\.png: not a readable image"):
+        infer_folder(run, tmp_path / "broken", tmp_path / "out", device="cpu")
+    assert infer_folder(run, images, tmp_path / "out", device="cpu") == 31
+
+
+@pytest.mark.parametrize(("length", "form"), [(246, "png"), (255, "npz")])
+def test_names_as_long_as_they_may_be_are_no_hindrance(run, images, tmp_path, length, form):
+    (tmp_path / "long").mkdir()
+    shutil.copy(images / "0.png", tmp_path / "long" / f"{'x' * (length - 4)}.png")
+    assert infer_folder(run, tmp_path / "long", tmp_path / "out", form=form, device="cpu") == 1
+
+
+def test_a_result_whose_name_would_be_too_long_is_one_line(run, images, tmp_path):
+    (tmp_path / "long").mkdir()
+    shutil.copy(images / "0.png", tmp_path / "long" / f"{'x' * 250}.png")
+    with pytest.raises(RunError, match=r"x\.png\.png: cannot be written \(File name too long\)"):
+        infer_folder(run, tmp_path / "long", tmp_path / "out", device="cpu")
 
 
 def test_results_of_two_models_or_formats_are_not_mixed(run, images, tmp_path):

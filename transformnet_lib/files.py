@@ -13,14 +13,20 @@ from .errors import ParameterError, RunError
 
 LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
 OURS, PART = ".transformnet-", ".part"  # how the name of a file begins and ends that is still being written
+MOST_SIGNS = 50  # of its own name between them; a file system allows 255 bytes, and a sign takes up to 4
 
 
 def check_path(name: str, path: str | Path) -> None:
-    """ParameterError for a path that is no UTF-8: neither run.json nor a notebook could hold it."""
+    """ParameterError for a path that cannot be looked up, or that is no UTF-8, so that no notebook could hold it."""
     try:
         str(path).encode()
+        os.lstat(path)
     except UnicodeEncodeError as error:
         raise ParameterError(f"{name}: expected a path in UTF-8, got {str(path)!r}; rename the folder") from error
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # not there yet; who needs it says so
+    except (OSError, ValueError) as error:  # a name too long, a NUL
+        raise ParameterError(f"{name}: {path}: no usable path ({getattr(error, 'strerror', error)})") from error
 
 
 def read_plain(path: Path, most: int) -> bytes:
@@ -53,8 +59,9 @@ def write_together(contents: dict[Path, bytes], *, parts: Path | None = None) ->
     beside = {}
     try:
         for path, content in contents.items():
-            place = parts or path.parent
-            handle, beside[path] = tempfile.mkstemp(dir=place, prefix=f"{OURS}{path.name}.", suffix=PART)
+            # Of the name only its begin: with ours around it, it could be too long
+            prefix = f"{OURS}{path.name[:MOST_SIGNS]}."
+            handle, beside[path] = tempfile.mkstemp(dir=parts or path.parent, prefix=prefix, suffix=PART)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -83,9 +90,12 @@ def _replace_all(beside: dict[Path, str]) -> None:
 
 def drop_leftovers(folder: Path) -> None:
     """Delete what killed processes had begun to write in `folder`; for whoever alone writes there."""
-    for left in folder.glob(f"{OURS}*{PART}"):
-        if left.is_file() and not left.is_symlink():
-            left.unlink()
+    try:
+        for left in folder.glob(f"{OURS}*{PART}"):
+            if left.is_file() and not left.is_symlink():
+                left.unlink()
+    except OSError as error:
+        raise RunError(f"{error.filename or folder}: cannot be removed ({error.strerror}); remove it") from error
 
 
 @contextmanager

@@ -124,15 +124,14 @@ def infer_folder(
 
 def _remove_shards(out: Path, rank: int, start: int) -> None:
     """Remove the shards of `rank` from the number `start` on; not one by one, since a kill may have left a gap."""
-    for left in out.glob(SHARD.replace("{:06}", "*").format(rank)):
-        digits = left.name.split("-")[1]
-        if digits.isdecimal() and int(digits) >= start:
-            try:
+    try:
+        for left in out.glob(SHARD.replace("{:06}", "*").format(rank)):
+            digits = left.name.split("-")[1]
+            if digits.isdecimal() and int(digits) >= start:
                 left.unlink()
-            except OSError as error:
-                raise RunError(
-                    f"{left}: cannot be removed ({error.strerror}), and is of images no more there"
-                ) from error
+    except OSError as error:
+        place = error.filename or out
+        raise RunError(f"{place}: cannot be removed ({error.strerror}), and is of images no more there") from error
 
 
 def _stamp(image: Path) -> tuple[int, int]:
@@ -146,9 +145,9 @@ def _stamp(image: Path) -> tuple[int, int]:
 
 def _is_picture(file: Path, stamp: tuple[int, int], size: tuple[int, int]) -> bool:
     """Whether `file` was made of an image with this stamp: a grey PNG of this (height, width), its checksums right."""
-    if not file.is_file():  # a pipe would be waited for
-        return False
     try:
+        if not file.is_file():  # a pipe would be waited for
+            return False
         with Image.open(file, formats=["PNG"]) as picture:
             picture.verify()
             made_of = picture.info.get(STAMP), picture.mode, picture.size
@@ -172,10 +171,10 @@ def _is_shard(shard: Path, names: Sequence[str], stamps: Sequence[tuple[int, int
 
 
 def _claim(out: Path, record: dict) -> None:
-    """Note in `out` whose results it holds; RunError if they are another's."""
+    """Note in `out` whose results it holds; RunError if they are another's. A call that failed early left none."""
     path = out / STATE / "model.json"
     record = json.loads(json.dumps(record))
-    if os.path.lexists(path):
+    if os.path.lexists(path) and any(found.name != STATE for found in out.iterdir()):
         try:
             known = parse_json(read_plain(path, MAX_TEXT_BYTES))
         except (ValueError, RecursionError):

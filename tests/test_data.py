@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import math
 import os
 import pickle
 import resource
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageFile
 from torchvision.datasets import CIFAR10, ImageFolder
@@ -451,6 +453,18 @@ def no_room_beyond(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.parametrize("name", [CIFAR10.base_folder, ""], ids=["the batches' folder", "data_path"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_to_unpack_into_is_refused_before_the_download(server, tmp_path, name, kind):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    place = tmp_path / "data" / name if name else tmp_path / "file"
+    place.symlink_to(tmp_path / ("elsewhere" if name else "nothing")) if kind == "link" else place.touch()
+    told = refusal(lambda: data.download_cifar10(tmp_path / "data" if name else place))
+    assert told == f"{place}: expected a folder, got something else; remove it, or take another --data-path"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_pipe_in_the_place_of_the_archive_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / CIFAR10.filename)
     told = refusal(lambda: data.download_cifar10(tmp_path))
@@ -733,6 +747,26 @@ def test_16_bit_colours_keep_their_upper_byte(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.png").write_bytes(png((4, 5, 16, 2), b"".join(b"\0" + row.tobytes() for row in deep)))
     assert np.array_equal(load_folder(tmp_path)[0], chw(deep >> 8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("uint16", {"photometric": "rgb", "planarconfig": "separate"}), ("int8", {})]
+)
+def test_a_tiff_that_pillow_misreads_is_refused(tmp_path, kind, options):
+    shape = (3, 8, 8) if options else (8, 8)
+    (tmp_path / "train").mkdir()
+    tifffile.imwrite(tmp_path / "train/a.tif", np.arange(math.prod(shape)).reshape(shape).astype(kind), **options)
+    with pytest.raises(DataError, match=r"a\.tif: a TIFF of a kind that Pillow misreads"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"planarconfig": "separate"}])
+def test_other_tiffs_are_read(tmp_path, options):
+    values = np.random.RandomState(0).randint(0, 256, (3, 6, 8), np.uint8)
+    (tmp_path / "train").mkdir()
+    given = values if options else values.transpose(1, 2, 0)
+    tifffile.imwrite(tmp_path / "train/a.tif", given, photometric="rgb", **options)
+    assert np.array_equal(load_folder(tmp_path)[0], values)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ import pooch
 import psutil
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION, SAMPLEFORMAT, TiffImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
+from tqdm import tqdm
 
 from .errors import DataError, ParameterError
 from .files import check_path
@@ -91,19 +93,10 @@ def load_images(
     the split's first; a run's test images take the size of its training images).
     Raises DataError for images that are missing or not usable, ParameterError for a parameter that is not.
     """
-    check_limit(limit)
-    if image_size is not None and not (type(image_size) is int and 1 <= image_size <= MAX_SIZE):
-        raise ParameterError(f"image_size: expected a whole number from 1 to {MAX_SIZE}, or none, got {image_size!r}")
     if type(train) is not bool:
         raise ParameterError(f"train: expected True or False, got {train!r}")
-    if fit not in FITS:
-        raise ParameterError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     split = "train" if train else "test"
-    source = resolve_source(data, data_path)
-    if fit != "none" and not source.startswith("folder:"):
-        raise ParameterError(f"fit: only for images of a folder, whose sizes may differ; {source} needs none")
-    if image_size is not None and fit == "none":
-        raise ParameterError(f'image_size: only with fit="crop", got {image_size} with fit="none"')
+    source = _checked_source(data, data_path, limit=limit, fit=fit, image_size=image_size)
     if source.startswith("folder:"):
         pixels = _folder(Path(source.removeprefix("folder:")), split, limit, fit, image_size)
     else:
@@ -121,7 +114,7 @@ def resolve_source(data: str, data_path: str | Path = "data") -> str:
         return "cifar10" if (Path(data_path) / CIFAR10_FOLDER).is_dir() else "photos"
     if data not in ("photos", "cifar10") and not (isinstance(data, str) and data.startswith("folder:")):
         raise ParameterError(f"data: expected auto, photos, cifar10 or folder:PATH, got {data!r}")
-    check_path("data", data)
+    check_path("data", data.removeprefix("folder:"))
     return data
 
 
@@ -131,13 +124,31 @@ def check_limit(limit: int | None) -> None:
         raise ParameterError(f"limit: expected a whole number from 1, or none for all images, got {limit!r}")
 
 
-def check_source(data: str, data_path: str | Path = "data", *, limit: int | None = None) -> None:
-    """Raise what `load_images` would of a source whose splits are not both there, without reading an image."""
-    check_limit(limit)
-    source = resolve_source(data, data_path)
+def check_source(data: str = "auto", data_path: str | Path = "data", **options) -> None:
+    """Raise what `load_images` would of its parameters and of splits that are not there, without reading an image."""
+    source = _checked_source(data, data_path, **options)
     if source.startswith("folder:"):
         for split in ("train", "test"):
             _split_folder(Path(source.removeprefix("folder:")), split)
+    if source == "cifar10" and not (Path(data_path) / CIFAR10_FOLDER).is_dir():
+        raise _no_cifar10(Path(data_path), "is not there")
+
+
+def _checked_source(
+    data: str, data_path: str | Path, *, limit: int | None = None, fit: str = "none", image_size: int | None = None
+) -> str:
+    """The source as `resolve_source` gives it, if the parameters fit it and each other."""
+    check_limit(limit)
+    if image_size is not None and not (type(image_size) is int and 1 <= image_size <= MAX_SIZE):
+        raise ParameterError(f"image_size: expected a whole number from 1 to {MAX_SIZE}, or none, got {image_size!r}")
+    if fit not in FITS:
+        raise ParameterError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+    source = resolve_source(data, data_path)
+    if fit != "none" and not source.startswith("folder:"):
+        raise ParameterError(f"fit: only for images of a folder, whose sizes may differ; {source} needs none")
+    if image_size is not None and fit == "none":
+        raise ParameterError(f'image_size: only with fit="crop", got {image_size} with fit="none"')
+    return source
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -229,13 +240,17 @@ def _cifar10(data_path: Path, train: bool) -> Tensor:
     try:
         dataset = CIFAR10(data_path, train=train, download=False)
     except (RuntimeError, OSError) as error:
-        folder = data_path / CIFAR10_FOLDER
-        state = "is damaged or incomplete (an md5 differs)" if folder.is_dir() else "is not there"
-        raise DataError(
-            f"CIFAR-10: {folder} {state}; get it with `transformnet data cifar10 --data-path {data_path}`, "
-            "or use data=photos"
-        ) from error
+        there = (data_path / CIFAR10_FOLDER).is_dir()
+        state = "is damaged or incomplete (an md5 differs)" if there else "is not there"
+        raise _no_cifar10(data_path, state) from error
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+
+
+def _no_cifar10(data_path: Path, state: str) -> DataError:
+    return DataError(
+        f"CIFAR-10: {data_path / CIFAR10_FOLDER} {state}; get it with `transformnet data cifar10 --data-path "
+        f"{data_path}`, or use data=photos"
+    )
 
 
 def download_cifar10(data_path: str | Path = "data") -> Path:
@@ -252,7 +267,13 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
     kept = Path(data_path) / Path(CIFAR10_URL).name
     if kept.exists() and not kept.is_file():  # a pipe would be waited for
         raise DataError(f"{kept}: expected a file, got something else; remove it")
+    for place in (Path(data_path), folder):  # before an hour of downloading
+        if os.path.lexists(place) and (not place.is_dir() or (place == folder and place.is_symlink())):
+            raise DataError(f"{place}: expected a folder, got something else; remove it, or take another --data-path")
     responses = []  # pooch leaves that of a failed download open
+    bar = tqdm(
+        total=CIFAR10_BYTES, unit="B", unit_scale=True, leave=False
+    )  # pooch's own would stay, and be drawn again after an error
 
     def watch(response, **_) -> None:
         responses.append(response)
@@ -266,7 +287,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             path=data_path,
             fname=kept.name,
             downloader=pooch.HTTPDownloader(
-                progressbar=True,
+                progressbar=bar,
                 timeout=DOWNLOAD_TIMEOUT,
                 headers={"Accept-Encoding": "identity"},
                 hooks={"response": watch},
@@ -286,6 +307,7 @@ def download_cifar10(data_path: str | Path = "data") -> Path:
             f"CIFAR-10: download from {CIFAR10_URL} failed: {reason}; try again, or use data=photos"
         ) from error
     finally:
+        bar.close()
         for response in responses:
             response.close()
     _cifar10(Path(data_path), train=True)
@@ -352,6 +374,10 @@ def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
                 raise DataError(f"{path}: a JPEG of more than {MAX_SCANS} scans; save it anew")
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to black and white
                 raise DataError(f"{path}: expected 8 bits a channel, got Pillow's mode {image.mode}; save it with 8")
+            if image.format == "TIFF" and _misread(image):
+                raise DataError(
+                    f"{path}: a TIFF of a kind that Pillow misreads; save it with unsigned 8 bits a channel"
+                )
             image.info.pop("transparency", None)  # of a palette; Pillow would warn that RGB drops it
             rgb = image.convert("RGB")
     except DataError:
@@ -363,6 +389,12 @@ def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
         rgb = rgb.resize((crop_to, crop_to), Image.Resampling.BOX, box=(left, top, left + side, top + side))
     return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _misread(image: TiffImageFile) -> bool:
+    """Whether a TIFF holds signed samples, or 16-bit ones in planes: Pillow takes both for others, without a word."""
+    signed, planes = (image.tag_v2.get(tag) for tag in (SAMPLEFORMAT, PLANAR_CONFIGURATION))
+    return 2 in (signed or ()) or (planes == 2 and max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8)
 
 
 def _scans(image: Image.Image) -> int:
@@ -471,7 +503,10 @@ def split_indices(count: int, *, val_fraction: float = 0.1, seed: int = 0) -> tu
     """
     val_count = round(count * val_fraction)
     if not 1 <= val_count < count:
-        raise ParameterError(f"expected at least one training and one validation image, got {count} images in all")
+        raise ParameterError(
+            f"expected at least one training and one validation image, got {count} images in all, of which "
+            f"{val_fraction:.0%} are to validate; take more images"
+        )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[val_count:], order[:val_count]
 

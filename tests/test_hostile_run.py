@@ -29,7 +29,7 @@ from transformnet_lib.runs import describe_images
 from transformnet_lib.seeds import SEED_COLUMNS
 from transformnet_lib.sizes import SIZE_COLUMNS
 from transformnet_lib.study import load_study
-from transformnet_lib.timing import load_benchmark, spread
+from transformnet_lib.timing import BENCHMARK_COLUMNS, load_benchmark, spread
 from transformnet_lib.training import load_config, load_least_squares, load_training
 
 # What reads each file
@@ -372,10 +372,17 @@ def test_what_a_terminal_would_obey_is_not_in_a_message(stranger):
 # JSON
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_record_that_is_not_plain_utf8_is_refused(stranger, encoding):
+    path = stranger.path / "run.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    assert "damaged or not ours: " in refusal(stranger, "run.json")
+
+
 @pytest.mark.parametrize(
     "value",
     ["NaN", "Infinity", "-Infinity", "1e999", "1" * 400, "1" * 5000, str(2**63), '"\\ud800"', "[" * 5000 + "]" * 5000,
-     "[" * 500 + "]" * 500, '{"a":' * 8 + "1" + "}" * 8, "[[1]]", '{"' + "k" * 101 + '": 1}'],
+     "[" * 500 + "]" * 500, '{"a":' * 8 + "1" + "}" * 8, "[[1]]", '{"' + "k" * 101 + '": 1}', '{"a": 1, "a": 2}'],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["parameters", "results"])
 def test_json_that_no_run_has_is_refused(stranger, place, value):
@@ -447,6 +454,18 @@ def test_values_of_the_wrong_kind_are_refused(stranger, path, value):
 def test_a_training_that_could_not_have_been_is_refused(stranger, read, path, value):
     edit(stranger, f"stages.train.{path}", value)
     refusal(stranger, "run.json", read)
+
+
+def test_a_history_of_more_epochs_than_asked_for_is_refused(stranger):
+    edit(stranger, "stages.train.parameters.epochs", 1)
+    with pytest.raises(RunError, match="epochs, more than the 1 of the parameters"):
+        load_training(stranger)
+
+
+def test_an_error_larger_than_the_largest_is_refused(stranger):
+    edit(stranger, "stages.compare.results", {"test_mse": 0.9, "max_error": 0.07})
+    with pytest.raises(RunError, match="a test_mse above the square of max_error"):
+        stranger.require("compare")
 
 
 def test_weights_that_are_not_those_of_the_history_are_refused(stranger):
@@ -708,6 +727,8 @@ def change(run: Run, name: str, row: int, **fields) -> None:
         ({"device": "cuda:99999"}, "row 3: device: expected"),
         ({"shuffle": "yes"}, "shuffle: expected True or False, got 'yes'"),
         ({"noisy": ""}, "noisy: expected True or False, got ''"),
+        ({"mse": 0.5}, "row 3: has a time, though its mse, 0.5, exceeds 0.01"),
+        ({"images_per_second": 1}, "row 3: images_per_second: other than its images and seconds give"),
         ({"load_average": -1}, "row 3: load_average: expected a number from 0, got -1.0"),
         ({"clock_mhz": "null"}, "clock_mhz: expected a number, got 'null'"),
         ({"reason": "too slow"}, "row 3: has a time and a reason why there is none"),
@@ -717,6 +738,26 @@ def change(run: Run, name: str, row: int, **fields) -> None:
 def test_a_benchmark_row_that_could_not_have_been_measured_is_refused(stranger, fields, told):
     change(stranger, "benchmark.csv", 3, **fields)
     assert told in refusal(stranger, "benchmark.csv")
+
+
+def test_a_row_noisier_or_calmer_than_its_quartiles_is_refused(stranger):
+    noisy = stranger.read_table("benchmark.csv", BENCHMARK_COLUMNS)["noisy"].iloc[2]
+    change(stranger, "benchmark.csv", 3, noisy=not noisy)
+    assert f"row 3: noisy: {not noisy}, but its quartiles say otherwise" in refusal(stranger, "benchmark.csv")
+
+
+def test_rows_of_other_repeats_than_asked_for_are_refused(stranger):
+    edit(stranger, "stages.benchmark.parameters.repeats", 5)
+    assert "has rows of other repeats than the stage's parameters ask for" in refusal(stranger, "benchmark.csv")
+
+
+@pytest.mark.parametrize("mse", [0.0, 0.009])
+def test_times_of_another_model_are_refused(stranger, mse):
+    if not mse:
+        edit(stranger, "stages.compare.results", {"test_mse": 0.005, "max_error": 1.0})
+    row = next(i for i, row in enumerate((stranger.path / "benchmark.csv").read_text().splitlines()) if "fast" in row)
+    change(stranger, "benchmark.csv", row, mse=mse)
+    assert "times of another model than that of compare" in refusal(stranger, "benchmark.csv")
 
 
 @pytest.mark.parametrize("row", [1, 2, -1])

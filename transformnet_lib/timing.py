@@ -33,7 +33,7 @@ from .errors import DataError, ParameterError, RunError
 from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
-from .runs import Run, describe_images
+from .runs import ROUNDING, Run, describe_images
 from .training import load_model
 from .untrusted import is_amount
 
@@ -348,13 +348,13 @@ def settings(
     shuffle × drop_last × batch size, with the step between the paths where neither shuffle nor drop_last is on; small
     batch sizes likewise; last the reference path over num_workers, and the floor.
     """
-    sizes = [*batch_sizes, *small_batch_sizes]
+    sizes, swept = [*batch_sizes, *small_batch_sizes], set(batch_sizes)
     rows = [Setting("sequential", "cpu", 1)] + [Setting("batched", "cpu", size) for size in sizes]
     rows += [
         Setting(path, device, size, shuffle, drop_last)
         for device, shuffle, drop_last, size in product(devices, (True, False), (True, False), sizes)
         for path in (PATHS if shuffle or drop_last else (*PATHS, STEP))
-        if size in batch_sizes or not (shuffle or drop_last)
+        if size in swept or not (shuffle or drop_last)
     ]
     rows += [
         Setting("reference", device, NUM_WORKERS_BATCH_SIZE, num_workers=workers)
@@ -613,10 +613,34 @@ def load_benchmark(run: Run) -> pd.DataFrame:
         raise RunError(f"{run.path}/run.json: parameters of benchmark: {error}") from error
     if lacking := len(set(wanted) - set(_settings_of(table))):
         raise RunError(f"{path}: lacks {lacking} of {len(wanted)} rows that the stage's parameters ask for")
+    measured = table[table["reason"] == ""]
+    if (measured["repeats"] != parameters["repeats"]).any():
+        raise RunError(f"{path}: has rows of other repeats than the stage's parameters ask for")
+    if run.has("compare"):
+        _refuse_other_model(run, measured)
     for baseline in ("sequential", "batched"):
         if table[(table["path"] == baseline) & (table["reason"] == "")].empty:
             raise RunError(f"{path}: has no time of the pipeline ({baseline}), so nothing to compare with")
     return table
+
+
+def _refuse_other_model(run: Run, measured: pd.DataFrame) -> None:
+    """Raise RunError if the model that was timed comes as close to the same images as that of `compare` cannot.
+
+    Its MSE was taken over the first `CHECKED_IMAGES`; the squared errors of some are no more than those of all.
+    """
+    compared, timed = run.stage_info("compare"), run.stage_info("benchmark")
+    if compared["images"]["fingerprint"] != timed["images"]["fingerprint"]:
+        return
+    count, error = timed["images"]["count"], math.sqrt(compared["results"]["test_mse"])
+    for row in measured[~measured["drop_last"] & measured["mse"].notna()].to_dict("records"):
+        checked, found = min(row["images"], CHECKED_IMAGES), math.sqrt(row["mse"])
+        least = error if checked == count else 0
+        if not least - ROUNDING <= found <= error * math.sqrt(count / checked) + ROUNDING:
+            raise RunError(
+                f"{run.path}/benchmark.csv: times of another model than that of compare: an mse of {row['mse']:.3g}, "
+                f"where run.json says {error**2:.3g}"
+            )
 
 
 def read_benchmark(run: Run) -> pd.DataFrame:
@@ -629,8 +653,16 @@ def read_benchmark(run: Run) -> pd.DataFrame:
         if row["batch_size"] < 1:
             raise RunError(f"{path}: row {i}: expected a batch size from 1")
         speedup = row["sequential_seconds_per_image"] * row["images"] / row["seconds"]
-        if not row["reason"] and not math.isclose(row["speedup"], speedup):
+        if row["reason"]:
+            continue
+        if not math.isclose(row["speedup"], speedup):
             raise RunError(f"{path}: row {i}: speedup: {row['speedup']}, but its times give {speedup}")
+        if not math.isclose(row["images_per_second"], row["images"] / row["seconds"]):
+            raise RunError(f"{path}: row {i}: images_per_second: other than its images and seconds give")
+        if row["noisy"] != is_noisy(row):
+            raise RunError(f"{path}: row {i}: noisy: {row['noisy']}, but its quartiles say otherwise")
+        if row["mse"] > MAX_MSE:  # NaN, of the pipeline, is not
+            raise RunError(f"{path}: row {i}: has a time, though its mse, {row['mse']}, exceeds {MAX_MSE}")
     return table
 
 

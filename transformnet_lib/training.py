@@ -475,6 +475,8 @@ def load_training(run: Run) -> TrainResult:
     initial = results["initial_weights"]
     if len(initial) != 3 or any(type(weight) is not float for weight in initial):
         raise RunError(f"{run.path}/run.json: results of train: expected three initial_weights, got {initial!r}")
+    if len(history) > (most := load_config(run).epochs):
+        raise RunError(f"{run.path}/history.csv: {len(history):,} epochs, more than the {most:,} of the parameters")
     if results["best_epoch"] not in set(history["epoch"]):
         raise RunError(f"{run.path}/history.csv: has no best epoch {results['best_epoch']}")
     best = history.set_index("epoch").loc[results["best_epoch"]]

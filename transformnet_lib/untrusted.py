@@ -54,7 +54,14 @@ def parse_json(content: bytes) -> object:
     def number(text: str) -> float:
         return float(text) if math.isfinite(float(text)) else refuse(text[:20])
 
-    value = json.loads(content, parse_constant=refuse, parse_int=whole, parse_float=number)
+    def once(pairs: list[tuple[str, object]]) -> dict:
+        if len(named := dict(pairs)) < len(pairs):
+            raise ValueError("a name twice")
+        return named
+
+    value = json.loads(
+        content.decode(), parse_constant=refuse, parse_int=whole, parse_float=number, object_pairs_hook=once
+    )
     json.dumps(value, ensure_ascii=False).encode()  # an escape may stand for half a character
     return value
 

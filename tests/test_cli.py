@@ -5,6 +5,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+from typer.testing import CliRunner
 
 from transformnet_lib import cli, report, runs
 from transformnet_lib.errors import Interrupted, TransformnetError
@@ -39,6 +40,14 @@ def test_every_notebook_parameter_is_typed_and_explained():
             assert len(parameter["help"]) > 10, (path.name, parameter)
 
 
+@pytest.mark.parametrize("arguments", [["train", "--run-dir"], ["report", "--run"], ["report", "--out"], ["export"]])
+def test_an_empty_path_is_not_taken_for_the_working_directory(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, [*arguments, ""])
+    assert done.exit_code == 2 and "expected a path, got an empty text" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_does_not_load_torch():
     code = "import sys, transformnet_lib.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -67,7 +76,7 @@ def test_importing_the_library_does_not_load_torch_but_names_all():
         (["report", "--data", "folder:nowhere"], "nowhere is not a folder; expected nowhere/train/ and nowhere/test/"),
         (
             ["train", "--run-dir", "r", "--data", b"folder:im\xff"],
-            "data: expected a path in UTF-8, got 'folder:im\\udcff'",
+            "data: expected a path in UTF-8, got 'im\\udcff'",
         ),
         (["report", "--data-path", b"d\xff"], "data_path: expected a path in UTF-8, got 'd\\udcff'"),
         (["report", "--run", b"r\xff"], "run_dir: expected a path in UTF-8, got 'r\\udcff'"),

@@ -33,6 +33,7 @@ from transformnet_lib.report import check_executed, export, forced_done, forced_
 from transformnet_lib.runs import reference_run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
+THE_ONE_BEFORE = '{"metadata": {"papermill": {}}}'  # a notebook that papermill executed
 TRAIN = {"device": "cpu", "data": "photos", "limit": 300}
 
 
@@ -86,7 +87,7 @@ def test_a_run_folder_that_vanishes_is_one_line(tmp_path):
     process = start(tmp_path, COMMANDS["train"])
     until(process, tmp_path / "r/checkpoint.pt")
     (tmp_path / "r").rename(tmp_path / "elsewhere")
-    assert "r/train.ipynb: cannot be written (output folder r doesn't exist.)" in refused(process)
+    assert "r/train.failed.ipynb: cannot be written (output folder ./r doesn't exist.)" in refused(process)
     assert not (tmp_path / "r").exists()
     assert Run(tmp_path / "elsewhere").read_torch("checkpoint.pt")["steps"]
 
@@ -273,14 +274,14 @@ Path(run_dir, "run.json").write_text(record)"""
 def test_a_notebook_that_fails_after_its_stage_makes_the_stage_fail(notebook, tmp_path, then, message):
     run = Run(tmp_path / "r")
     run.path.mkdir()
-    (run.path / "train.ipynb").write_text("the one before")
+    (run.path / "train.ipynb").write_text(THE_ONE_BEFORE)
     notebook(then)
     with pytest.raises(NotebookError) as caught:
         run_stage("train", run.path, {})
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert run.record("train")["status"] == "done" and message in run.record("train")["why"]
     assert "run_dir" in (run.path / "train.failed.ipynb").read_text()
-    assert (run.path / "train.ipynb").read_text() == "the one before"
+    assert (run.path / "train.ipynb").read_text() == THE_ONE_BEFORE
     with pytest.raises(RunError, match="stage train is not complete"):
         make_report([run.path], tmp_path / "out", title=None, author=None)
     assert not (tmp_path / "out").exists()
@@ -289,7 +290,7 @@ def test_a_notebook_that_fails_after_its_stage_makes_the_stage_fail(notebook, tm
 def test_a_notebook_that_does_not_reach_the_disk_does_not_take_its_name(notebook, tmp_path, monkeypatch):
     run = Run(tmp_path / "r")
     run.path.mkdir()
-    (run.path / "train.ipynb").write_text("the one before")
+    (run.path / "train.ipynb").write_text(THE_ONE_BEFORE)
     notebook("1")
     fsync = os.fsync
 
@@ -300,9 +301,9 @@ def test_a_notebook_that_does_not_reach_the_disk_does_not_take_its_name(notebook
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(NotebookError, match=r"train\.ipynb: cannot be written \(Input/output error\)"):
+    with pytest.raises(NotebookError, match=r"train\.failed\.ipynb: cannot be written \(Input/output error\)"):
         run_stage("train", run.path, {})
-    assert (run.path / "train.ipynb").read_text() == "the one before"
+    assert (run.path / "train.ipynb").read_text() == THE_ONE_BEFORE
     assert run.record("train")["status"] == "done"
 
 
@@ -430,7 +431,7 @@ def test_a_stage_that_was_complete_before_stays_so_when_a_later_notebook_fails(n
 
 
 def test_a_report_whose_notebook_fails_leaves_the_old_report_as_it_is(notebook, tmp_path):
-    old = {tmp_path / f"report.{suffix}": b"old" for suffix in ("html", "pdf", "ipynb")}
+    old = {tmp_path / f"report.{suffix}": THE_ONE_BEFORE.encode() for suffix in ("html", "pdf", "ipynb")}
     for file, content in old.items():
         file.write_bytes(content)
     left = tmp_path / ".transformnet-report.pdf.x.part"  # by a killed export
@@ -461,6 +462,33 @@ def test_a_full_disk_leaves_page_and_pdf_both_old(tmp_path, monkeypatch):
     assert [(tmp_path / f"report.{suffix}").read_bytes() for suffix in ("html", "pdf")] == old
     assert len(list(tmp_path.iterdir())) == 3
     assert [file.read_bytes() for file in export(notebook, tmp_path)] != old
+
+
+# Places that are not a command's own, or look like something else
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_somebodys_own_notebook_is_neither_replaced_nor_removed(notebook, tmp_path, force):
+    notebook("1")
+    folder = tmp_path / "notebooks"
+    before = (folder / "train.ipynb").read_bytes()
+    with pytest.raises(NotebookError, match=r"train\.ipynb: not executed by a command, so not replaced"):
+        run_stage("train", folder, {"force": force})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"train.ipynb": before}
+    (folder / "report.ipynb").write_bytes(before)
+    with pytest.raises(NotebookError, match=r"report\.ipynb: not executed by a command"):
+        make_report([reference_run().path], folder, title=None, author=None)
+    assert (folder / "report.ipynb").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["-r", "{run_dir}", "http:"])
+def test_a_run_may_have_a_name_that_papermill_would_take_for_something_else(notebook, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    notebook("1")
+    run_stage("train", Path(name), {})
+    check_executed(Path(name, "train.ipynb"))
+    assert [path.name for path in Path(name).glob("*.ipynb")] == ["train.ipynb"]
 
 
 # Commands that make all anew
@@ -601,7 +629,7 @@ def test_a_forced_command_that_is_killed_before_it_marks_its_stage_leaves_old_re
 ):
     shutil.copytree(run.path, tmp_path / "r")
     forced = Run(tmp_path / "r")
-    (forced.path / "compare.ipynb").write_text("the one before")
+    (forced.path / "compare.ipynb").write_text(THE_ONE_BEFORE)
     before = {path: path.read_bytes() for path in forced.path.rglob("*") if path.is_file()}
 
     def killed(run, name, *, forced):
@@ -652,7 +680,7 @@ def test_a_run_that_changes_while_the_report_is_made_of_it_is_refused(notebook, 
     shutil.copytree(reference_run().path, tmp_path / "r")
     (tmp_path / "out").mkdir()
     for name in ("ipynb", "html"):
-        (tmp_path / f"out/report.{name}").write_text("the one before")
+        (tmp_path / f"out/report.{name}").write_text(THE_ONE_BEFORE)
     changed = f"""
 from pathlib import Path
 record = Path({str(tmp_path / "r/run.json")!r})
@@ -662,7 +690,7 @@ record.write_text(record.read_text().replace('"finished": "2', '"finished": "3')
     with pytest.raises(RunError, match="r: changed while the report was made of it; give the same command again"):
         make_report([tmp_path / "r"], tmp_path / "out", title=None, author=None)
     for name in ("ipynb", "html"):
-        assert (tmp_path / f"out/report.{name}").read_text() == "the one before"
+        assert (tmp_path / f"out/report.{name}").read_text() == THE_ONE_BEFORE
 
 
 def test_a_forced_command_that_failed_makes_all_anew_when_it_is_given_again(tmp_path, monkeypatch):

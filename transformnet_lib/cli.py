@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -32,8 +33,20 @@ def option(kind: type, help_text: str, *names: str):
     return Annotated[kind | None, typer.Option(*names, help=help_text, show_default=False)]
 
 
-RunArgument = Annotated[Path, typer.Argument(help="A trained run directory.")]
-RunDir = Annotated[Path, typer.Option(help="The run directory to read and write.")]
+def folder(text: str) -> Path:
+    """A path from the command line. An empty one would mean the working directory: more likely a variable is unset."""
+    if not str(text):
+        raise typer.BadParameter("expected a path, got an empty text")
+    return Path(text)
+
+
+def folder_option(help_text: str):
+    """A path option's annotated type."""
+    return Annotated[Path, typer.Option(parser=folder, help=help_text)]
+
+
+RunArgument = Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A trained run directory.")]
+RunDir = folder_option("The run directory to read and write.")
 Force = Annotated[bool, typer.Option("--force", help="Make the stage anew, whatever the run directory holds.")]
 Device = option(str, "cpu, cuda, cuda:N, mps or auto [auto].")
 Data = option(str, "Images: auto, photos, cifar10 or folder:PATH [auto: CIFAR-10 if it is there, else photos].")
@@ -154,7 +167,11 @@ def study(
 def report(
     run: Annotated[
         list[Path] | None,
-        typer.Option("--run", help="A finished run directory to report on; repeatable. Without any, runs are made."),
+        typer.Option(
+            "--run",
+            parser=folder,
+            help="A finished run to report on; repeatable. Without any, runs are made.",
+        ),
     ] = None,
     device: option(list[str], "A device to make runs on; repeatable [all that are present].") = None,
     data: Data = None,
@@ -172,8 +189,8 @@ def report(
     study: Annotated[bool, typer.Option("--study", help="Add the stage study to the runs: some minutes more.")] = False,
     title: option(str, "The report's title.") = None,
     author: option(str, "The author named under the title.") = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where the runs are made, one folder each.")] = Path("runs"),
-    out: Annotated[Path, typer.Option(help="The folder for report.html and report.pdf.")] = Path("report/build"),
+    runs_dir: folder_option("Where the runs are made, one folder each.") = Path("runs"),
+    out: folder_option("The folder for report.html and report.pdf.") = Path("report/build"),
     force: Force = False,
 ) -> None:
     """Make the report: train, compare and benchmark on each device, then report.html and report.pdf.
@@ -230,8 +247,8 @@ def report(
 @app.command()
 def infer(
     run: RunArgument,
-    images: Annotated[Path, typer.Option(help="A folder of images; those in folders below it count too.")],
-    out: Annotated[Path, typer.Option(help="The folder for the results.")],
+    images: folder_option("A folder of images; those in folders below it count too."),
+    out: folder_option("The folder for the results."),
     form: Annotated[str, typer.Option("--format", help="png: a picture an image; npz: shards of float32.")] = "png",
     batch_size: Annotated[int, typer.Option(help="Images held at once, and in one npz shard.")] = 512,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "auto",
@@ -261,7 +278,9 @@ def infer(
 def export(
     run: RunArgument,
     to: Annotated[str, typer.Option(help="The format: onnx.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="The file to write [transformnet.onnx in the run].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=folder, help="The file to write [transformnet.onnx in the run].")
+    ] = None,
 ) -> None:
     """Write a run's model for other programs."""
     from .inference import export_onnx
@@ -273,7 +292,9 @@ def export(
 
 
 @data_app.command()
-def cifar10(data_path: Annotated[Path, typer.Option(help="The folder to put it in.")] = Path("data")) -> None:
+def cifar10(
+    data_path: folder_option("The folder to put it in.") = Path("data"),
+) -> None:
     """Download CIFAR-10 (170 MB; its host is slow, allow an hour), check its hash and unpack it."""
     from .data import download_cifar10
 
@@ -287,6 +308,8 @@ def main() -> None:
     Ctrl-C does: what is finished is saved, and the exit status is 128 + the signal's number, as shells say it.
     """
     received: int | None = None
+    if not sys.warnoptions:  # an error is one line; Pillow warns besides of what we then refuse
+        warnings.simplefilter("ignore")
 
     def stop(number: int, frame) -> None:
         nonlocal received

@@ -30,7 +30,7 @@ from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, read_plain, write_atomic, write_together
 from .findings.text import listed
 from .machine import available_devices, git_commit, resolve_device
-from .runs import COMMAND_LOCK, EXECUTING, Run, open_runs
+from .runs import COMMAND_LOCK, EXECUTING, Run, is_executed, open_runs
 from .timing import check_sweep
 from .training import TrainConfig
 from .untrusted import MAX_TEXT_BYTES, parse_json
@@ -75,7 +75,7 @@ def execute(
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
         raise NotebookError(f"{source}: no such notebook; install the project from its clone (pip install -e .)")
-    known = papermill.inspect_notebook(source)
+    known = papermill.inspect_notebook(_literal(source))
     if unknown := [key for key in parameters if key not in known]:
         raise ParameterError(f"{name}: unknown parameter {', '.join(unknown)}; it has {', '.join(known)}")
     unfinished = unfinished or output.with_name(f"{output.stem}.failed.ipynb")
@@ -86,8 +86,8 @@ def execute(
         _interruptibly(
             name,
             lambda **hooks: papermill.execute_notebook(
-                source,
-                unfinished,
+                _literal(source),
+                _literal(unfinished),
                 parameters,
                 progress_bar={"desc": doing or name, "leave": False},
                 extra_arguments=kernel_arguments(),
@@ -111,8 +111,13 @@ def execute(
         raise NotebookError(f"{name}: {str(error).splitlines()[0]}; see {unfinished}") from error
     except OSError as error:
         print(file=sys.stderr)  # papermill leaves its progress bar on the line
-        place = error.filename2 or error.filename or output
+        place = Path(error.filename2 or error.filename or unfinished)
         raise NotebookError(f"{place}: cannot be written ({error.strerror or error})") from error
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it as it is: it fills in braces, and takes one that begins with - for its output."""
+    return os.path.join(os.curdir, path).replace("{", "{{").replace("}", "}}")
 
 
 def _interruptibly(name: str, work: Callable[..., object]) -> None:
@@ -187,10 +192,19 @@ def check_stage(name: str, parameters: dict) -> None:
         resolve_device(parameters.get("device", "auto"))
         configs = {field.name: parameters[field.name] for field in fields(TrainConfig) if field.name in parameters}
         TrainConfig.from_preset(**{"preset": "paper"} | configs)
-        check_source(parameters["data"], parameters.get("data_path", "data"), limit=parameters["limit"])
+        names = ("data", "data_path", "limit", "fit", "image_size")
+        check_source(**{name: parameters[name] for name in names if name in parameters})
     if name == "benchmark":
         names = ("batch_sizes", "small_batch_sizes", "num_workers", "repeats")
         check_sweep(**{name: parameters[name] for name in names})
+
+
+def refuse_others(notebook: Path) -> None:
+    """Raise NotebookError if the file at the place of an executed notebook is none, and so somebody's own."""
+    if notebook.is_file() and not notebook.is_symlink() and not is_executed(notebook):
+        raise NotebookError(
+            f"{notebook}: not executed by a command, so not replaced by one; move it, or take another folder"
+        )
 
 
 def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
@@ -199,6 +213,7 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     One whose work was done just now, but whose notebook did not run to its end, is not; the same call executes that.
     """
     check_stage(name, parameters)
+    refuse_others(run_dir / f"{name}.ipynb")
     run = Run(run_dir)
     if name != "train":
         run.settle()
@@ -358,6 +373,7 @@ def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, a
         if not any(run.has(stage) for run in runs):
             runs[0].require(stage)
     notebook = out_dir / "report.ipynb"
+    refuse_others(notebook)
     named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
     with locked(out_dir, COMMAND_LOCK):
         drop_leftovers(out_dir)

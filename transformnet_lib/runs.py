@@ -297,12 +297,17 @@ class Run:
 
     def stage_info(self, name: str) -> dict:
         """The record of a complete stage; RunError if the stage is not complete."""
-        record = self.info["stages"].get(name)
+        info = self.info
+        record = info["stages"].get(name)
         if record is None:
             self.require_settled()  # else a kill that left the old record dropped would pass for a stage never made
             found = "the folder holds no run" if self.path.is_dir() else "there is no such folder"
             found = "not run yet" if (self.path / "run.json").exists() else found
-            raise RunError(f"{self.path}: stage {name}: {found}; `transformnet {name} --run-dir {self.path}` makes it")
+            how = f"`transformnet {name} --run-dir {self.path}` makes it"
+            if not info["stages"] and (left := self._files_of("train")):
+                found = f"no record of it in run.json, though {left} lies there"
+                how = f"put run.json back, or `transformnet train --run-dir {self.path} --force` makes the run anew"
+            raise RunError(f"{self.path}: stage {name}: {found}; {how}")
         if not _counts(name, record):
             reasons = {"done": "its notebook did not run to the end", "started": "it was stopped, or is at work"}
             why = _line(record.get("why", reasons.get(record["status"], "it failed")))
@@ -315,7 +320,13 @@ class Run:
         for number in RESULT_NUMBERS.get(name, ()):
             if not is_amount(record["results"].get(number)):
                 raise RunError(f"{self.path}/run.json: results of {name}: expected a number {number}, from 0")
+        if name == "compare" and record["results"]["test_mse"] > (record["results"]["max_error"] + ROUNDING) ** 2:
+            raise RunError(f"{self.path}/run.json: results of compare: a test_mse above the square of max_error")
         return record
+
+    def _files_of(self, name: str) -> str:
+        """What a stage writes, as far as it is there."""
+        return ", ".join(file for file in STAGE_FILES[name] if (self.path / file).exists())
 
     def record(self, name: str) -> dict | None:
         """What run.json says of a stage, complete or not; None if that is nothing, or damaged."""
@@ -416,6 +427,12 @@ class Run:
 
     def _read(self, name: str) -> bytes:
         path = self.path / name
+        stage = next((stage for stage, files in STAGE_FILES.items() if name in files), None)
+        if stage and not os.path.lexists(path):
+            raise RunError(
+                f"{path}: is missing, though run.json says that {stage} made it; put it back, or "
+                f"`transformnet {stage} --run-dir {self.path} --force` makes it anew"
+            )
         return read_plain(path, MAX_TEXT_BYTES if path.suffix in (".json", ".csv") else MAX_BYTES)
 
     # Writing
@@ -505,9 +522,9 @@ class Run:
                     self._write_info(info | {"stages": info["stages"] | {name: record | {"status": "complete"}}})
                 yield None
                 return
-        elif left := [file for file in STAGE_FILES[name] if (self.path / file).exists()]:
+        elif left := self._files_of(name):
             raise RunError(  # work of an unknown origin must not be continued
-                f"{self.path}: holds {', '.join(left)}, but no record of the stage {name}; "
+                f"{self.path}: holds {left}, but no record of the stage {name}; "
                 "take another run_dir, or force=True (--force) to make it anew"
             )
         before = record or {}
@@ -545,7 +562,10 @@ class Run:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         with self._hold(".lock"):
-            self._refuse_links()
+            try:
+                self._refuse_links()
+            except OSError as error:
+                raise RunError(f"{error.filename or self.path}: cannot be read ({error.strerror})") from error
             drop_leftovers(self.path)
             yield
 
@@ -666,8 +686,8 @@ class Run:
                     shutil.rmtree(ready.path)
         except OSError as error:
             raise RunError(
-                f"{error.filename}: cannot be moved or removed ({error.strerror}); mend that, and the run's next "
-                "command puts what was made anew in its place"
+                f"{self.path}: {error.filename} cannot be moved or removed ({error.strerror}); mend that, and the "
+                "run's next command puts what was made anew in its place"
             ) from error
 
     def _differing(self, record: dict, parameters: dict, images: dict) -> str:
@@ -695,6 +715,8 @@ class Run:
         info["stages"] = {stage: record for stage, record in info["stages"].items() if stage not in dropped}
         self._write_info(info)  # first, so that no record is left whose files are gone
         for path in [self.path / file for stage in dropped for file in _files(stage)]:
+            if path.name.removesuffix(".ipynb") in dropped and not is_executed(path):
+                continue  # somebody's own
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write_info(self, info: dict) -> None:
@@ -712,6 +734,14 @@ def _counts(name: str, record: dict | None) -> bool:
 def _files(stage: str) -> tuple[str, ...]:
     """What goes with a stage: what it writes, and its notebooks."""
     return *STAGE_FILES[stage], f"{stage}.ipynb", f"{stage}.failed.ipynb"
+
+
+def is_executed(notebook: Path) -> bool:
+    """Whether papermill executed a notebook, as it did all of a run's: it leaves its mark. False where none lies."""
+    try:
+        return "papermill" in json.loads(read_plain(notebook, MAX_BYTES))["metadata"]
+    except (RunError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _expect(path: Path, kind: Callable[[int], bool]) -> None:

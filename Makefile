@@ -33,7 +33,10 @@ $(if $(unknown),$(error $(unknown): no such option; there are $(OPTIONS) PYTHON)
 # Values reach the command as they were typed, whatever signs are in them.
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))
-switch = $(if $(call given,$(1)),--$(if $(filter 0,$(value $(1))),no-)$(2))
+# A switch is 0 or 1: with "no" for neither, the opposite of what was meant would be done.
+truth = $(if $(filter 0 1,$(value $(1))),$(filter 1,$(value $(1))),$(error $(1): expected 0 or 1, got $(value $(1))))
+checked := $(foreach name,HFLIP VFLIP FORCE,$(if $(call given,$(name)),$(call truth,$(name))))
+switch = $(if $(call given,$(1)),--$(if $(call truth,$(1)),,no-)$(2))
 flags = $(if $(call given,$(1)),$(foreach word,$(value $(1)),--$(2) $(call quoted,$(word))))
 
 report study: install
@@ -42,7 +45,7 @@ report study: install
 	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
 	  $(call flag,OUTPUT_SIZE,output-size) $(call switch,HFLIP,hflip) $(call switch,VFLIP,vflip) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
 	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \
-	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),$(if $(filter 1,$(FORCE)),--force))
+	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),$(if $(call truth,FORCE),--force))
 
 test: install
 	$(BIN)/ruff check .

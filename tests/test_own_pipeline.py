@@ -118,10 +118,18 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 @needs_make
-def test_a_misspelt_option_of_make_is_refused():
-    done = make("report", "TITEL=Lab 3")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("TITEL=Lab 3", "TITEL: no such option; there are DATA"),
+        ("HFLIP=no", "HFLIP: expected 0 or 1, got no"),
+        ("FORCE=yes", "FORCE: expected 0 or 1, got yes"),
+    ],
+)
+def test_what_make_does_not_understand_is_refused(given, message):
+    done = make("report", given)
     assert done.returncode and not done.stdout
-    assert "TITEL: no such option; there are DATA" in done.stderr
+    assert message in done.stderr
 
 
 @needs_make
@@ -131,6 +139,8 @@ def test_a_misspelt_option_of_make_is_refused():
         ([], ""),
         (["OUTPUT_SIZE=64", "HFLIP=0", "VFLIP=0"], "--output-size '64' --no-hflip --no-vflip"),
         (["HFLIP=1"], "--hflip"),
+        (["FORCE=1"], "--force"),
+        (["FORCE=0"], ""),
     ],
 )
 def test_make_report_takes_the_geometry(given, options):

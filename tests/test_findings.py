@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from transformnet_lib import Pipeline, Run, TrainConfig, paper, train
+from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, paper, train
 from transformnet_lib.comparison import compare_run
 from transformnet_lib.findings import abstract, learning, places, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import Claim, claims
@@ -449,6 +449,31 @@ def test_the_first_sentence_follows_the_measured_distance(run, monkeypatch, resu
 
 
 @pytest.mark.parametrize(
+    ("compared", "kind", "claim", "told"),
+    [
+        ("black", "undetermined", "not clear here", "does not show whether it replaces the pipeline, since its train"),
+        ("photos", "far", "does not hold", "TransformNet does not replace the pipeline:"),
+    ],
+)
+def test_training_images_of_no_colour_show_nothing(tmp_path, test_set, recipe, compared, kind, claim, told):
+    run, black = Run(tmp_path / "r"), CustomDataset(data="photos", train=True, limit=40)
+    black.images.zero_()
+    black.targets.zero_()
+    train(black, TrainConfig(device="cpu", epochs=1), run=run)
+    compare_run(run, black if compared == "black" else test_set)
+    recipe([])
+    assert abstract.distance(run) == kind
+    assert told in abstract.closeness_of_each([run])
+    assert verdicts([run])["learns"] == claim
+    (point,) = abstract.conclusion([run])
+    undetermined = kind == "undetermined"
+    assert (abstract.closest_run([run]) is None) is undetermined
+    assert ("these images cannot tell.** `r`" in point) is ("images only) cannot tell: the" in point) is undetermined
+    assert ("No run here shows whether three trained weights" in abstract.answer([run])) is undetermined
+    assert "it is the pipeline." not in point
+
+
+@pytest.mark.parametrize(
     ("reference", "fast", "told"),
     [
         (0.2, 0.02, ", and on the CPU they are 50× as fast as the pipeline run image by image and 5× as fast as"),
@@ -528,6 +553,11 @@ def test_the_conclusion_takes_the_speed_apart_and_its_factors_multiply_out(measu
     ("kinds", "told"),
     [
         ({"a": "equal", "b": "close"}, ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot, though"]),
+        ({"a": "equal", "b": "undetermined"}, ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot tell: the"]),
+        (
+            {"a": "dead", "b": "undetermined"},
+            ["It is not the pipeline here.** `a`", "`b` (preset `paper`) cannot tell"],
+        ),
         ({"a": "equal"}, ["Train it well, and it is the pipeline.** `a`"]),
         (
             {"a": "far", "b": "dead"},

@@ -67,7 +67,10 @@ def _learns(runs: Sequence[Run]) -> Claim:
             f"MSE {scientific(results['test_mse'])}, largest error {scientific(255 * results['max_error'])} of 255 "
             "grey levels"
         )
-        verdicts[run.label] = HOLDS if distance(run) == "equal" else FAILS
+        kind = distance(run)
+        if kind == "undetermined":
+            here[run.label] += ", but its training images do not determine the weights"
+        verdicts[run.label] = {"equal": HOLDS, "undetermined": UNCLEAR}.get(kind, FAILS)
     claim = "Its recipe learns the grey mix of the pipeline (five pairs of pictures)"
     return Claim(claim, here, verdicts, numbers, NO_RECIPE)
 

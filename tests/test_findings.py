@@ -86,6 +86,25 @@ def test_a_model_slower_than_the_batched_pipeline_is_called_so():
     )
 
 
+def with_a_small_size(*paths: str, seconds: float = 0.001) -> pd.DataFrame:
+    """A table with rows of batch size 8, outside the sweep, that are the fastest an image."""
+    rows = table(lambda *_: 0.2, batched=0.1)
+    raw = [seconds] * 5
+    small = [
+        summarise(Setting(path, "cpu", 8), raw, count=1024, sequential_seconds_per_image=BASE / 1024) for path in paths
+    ]
+    return pd.concat([rows, pd.DataFrame(small)], ignore_index=True).reindex(columns=list(BENCHMARK_COLUMNS))
+
+
+def test_both_rivals_are_at_their_fastest_of_the_same_batch_sizes():
+    rows = with_a_small_size("batched", "reference")
+    batched, best = at(rows).baseline("batched"), at(rows).best("reference")
+    assert (batched["batch_size"], batched["images"]) == (best["batch_size"], best["images"]) == (16, 1024)
+    assert at(rows).baseline("sequential")["images"] == 1024
+    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] != 8), "reason"] = "not measured: why"
+    assert at(rows).baseline("batched")["batch_size"] == 8  # no other was measured
+
+
 @pytest.mark.parametrize(("others", "told"), [(0.2, "The quartiles of 11 other settings overlap"), (0.9, None)])
 def test_settings_whose_spread_overlaps_the_fastest_are_counted(others, told):
     measured = place(lambda size, shuffle, drop_last: 0.2 if size == 16 and shuffle and drop_last else others)

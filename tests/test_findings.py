@@ -105,6 +105,14 @@ def test_both_rivals_are_at_their_fastest_of_the_same_batch_sizes():
     assert at(rows).baseline("batched")["batch_size"] == 8  # no other was measured
 
 
+def test_the_fastest_is_said_to_be_that_of_the_sweep(measured):
+    rows = with_a_small_size("reference")
+    swept = "swept over batch size, shuffle and drop_last"
+    text = speed.fastest(at(rows), "reference")
+    assert f"is fastest with batch size 16, shuffled, drop_last, of the 12 settings {swept}: 200 ms" in text
+    assert f", the best of the settings {swept}." in abstract.answer([measured(rows)])
+
+
 @pytest.mark.parametrize(("others", "told"), [(0.2, "The quartiles of 11 other settings overlap"), (0.9, None)])
 def test_settings_whose_spread_overlaps_the_fastest_are_counted(others, told):
     measured = place(lambda size, shuffle, drop_last: 0.2 if size == 16 and shuffle and drop_last else others)

@@ -11,7 +11,7 @@ from ..timing import MAX_MSE
 from ..training import load_least_squares, load_training
 from .learning import preset_text
 from .places import Place, disturbed, places
-from .speed import against, against_text, both_paths, waterfall
+from .speed import SWEEP, against, against_text, both_paths, waterfall
 from .table1 import not_measured
 from .text import code, counted, escape, listed, scientific, spread_text, times_text
 
@@ -102,8 +102,8 @@ def _speed(place: Place) -> str:
         f"On {place.name} ({escape(chip)}, {counted(machine['threads'], 'thread')}) the model takes at best "
         f"{' and '.join(parts)}, the pipeline {spread_text(sequential)} image by image and {spread_text(batched)} in "
         f"batches: medians and quartiles of {counted(best['repeats'], 'repeat')} over {sequential['images']:,} images "
-        "(fewer where drop_last drops some). Speed-ups are over the pipeline's time in the same minutes."
-        f"{_spoiled(place)}"
+        f"(fewer where drop_last drops some), the best of the settings {SWEEP}. Speed-ups are over the pipeline's time "
+        f"in the same minutes.{_spoiled(place)}"
     )
 
 

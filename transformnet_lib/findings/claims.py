@@ -155,7 +155,7 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
     cpu, cuda = best["cpu"], best["cuda"]
     ratio, low, high = cpu[0] / cuda[0], cpu[1] / cuda[2], cpu[2] / cuda[1]
     where = f"{cuda[3]} against {cpu[3]}"
-    here = {where: f"at best {times_text(ratio)} [{low:.3g}, {high:.3g}] as fast"}
+    here = {where: f"{times_text(ratio)} [{low:.3g}, {high:.3g}] as fast, each at its best of the settings swept"}
     numbers[where] = {"ratio": ratio, "low": low, "high": high}
     return Claim(claim, here, {where: _judged(verdict_of(low, high))}, numbers)
 

@@ -11,6 +11,7 @@ from .text import WAY_NAMES, code, counted, escape, listed, spread_text, times_t
 
 # A setting "matters" if in at least this share of the pairs the quartile ranges lie apart, on the same side.
 APART_SHARE = 0.75
+SWEEP = "swept over batch size, shuffle and drop_last"  # all that `Place.best` looks at, small sizes are not
 LEAST_REPEATS = 3  # fewer have no spread to judge a difference by
 
 WAYS = {"reference": "the model run the paper's way", "fast": "the model run the fast way"}
@@ -47,7 +48,7 @@ def baselines(place: Place) -> str:
 
 
 def against(place: Place, path: str, rival: str) -> dict:
-    """A way to run the model against the pipeline, both at their fastest: rival is "sequential" or "batched".
+    """A way to run the model against the pipeline, both at the sweep's fastest: rival is "sequential" or "batched".
 
     ratio: how many times as fast it is, by the medians; low and high: by the worse and the better pair of quartiles.
     verdict: "faster" if even low is above 1, "slower" if even high is below 1, else "no clear difference".
@@ -76,7 +77,7 @@ def against_text(found: dict) -> str:
 
 
 def fastest(place: Place, path: str) -> str:
-    """The fastest setting of a way to run the model, against both ways to run the pipeline."""
+    """The sweep's fastest setting of a way to run the model, against both ways to run the pipeline."""
     best, batched, overlapping = place.best(path), place.baseline("batched"), overlaps(place, path)
     one_by_one, in_batches = (against_text(against(place, path, rival)) for rival in ("sequential", "batched"))
     others = (
@@ -85,7 +86,8 @@ def fastest(place: Place, path: str) -> str:
         else ""
     )
     return (
-        f"On {place.name}, {WAYS[path]} is fastest with {setting_text(best)}: {spread_text(best)} for "
+        f"On {place.name}, {WAYS[path]} is fastest with {setting_text(best)}, of the "
+        f"{counted(len(place.model_rows(path)), 'setting')} {SWEEP}: {spread_text(best)} for "
         f"{best['images']:,} images (median and quartiles of {counted(best['repeats'], 'repeat')}). That is "
         f"{one_by_one} the pipeline run image by image on the CPU, and {in_batches} the same "
         f"pipeline run in batches of {batched['batch_size']} ({spread_text(batched)}).{others}"

@@ -10,7 +10,7 @@ import pytest
 from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, paper, train
 from transformnet_lib.comparison import compare_run
 from transformnet_lib.findings import abstract, learning, places, provenance, speed, studies, table1
-from transformnet_lib.findings.claims import Claim, claims
+from transformnet_lib.findings.claims import Claim, claims, claims_table
 from transformnet_lib.findings.places import Place
 from transformnet_lib.findings.text import code, code_block, escape
 from transformnet_lib.timing import BENCHMARK_COLUMNS, Setting, summarise
@@ -372,6 +372,15 @@ def test_whether_cuda_is_faster(measured, on_cuda, holds):
 )
 def test_whether_workers_make_it_worse(measured, workers, holds):
     assert verdicts([measured(table(lambda *_: 1.0, workers=workers))])["workers"] == holds
+
+
+@pytest.mark.parametrize(
+    ("workers", "told"), [({1: 3.0}, "measured with fewer than 3 repeats"), (None, "not measured")]
+)
+def test_why_workers_were_not_judged_is_said(measured, workers, told):
+    rows = table(lambda *_: 1.0, workers=workers).assign(repeats=2)
+    shown = claims_table([measured(rows)]).set_index("The paper").loc["More num_workers give worse times"]
+    assert shown.tolist() == [f"num_workers was {told}", "not tested here"]
 
 
 @pytest.fixture

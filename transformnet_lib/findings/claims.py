@@ -11,7 +11,7 @@ from ..training import load_config, load_training
 from .abstract import distance
 from .learning import changes
 from .places import per_image, places, speedup_at
-from .speed import verdict_of, workers_verdict
+from .speed import LEAST_REPEATS, verdict_of, workers, workers_verdict
 from .text import scientific, times_text
 
 HOLDS, FAILS, MIXED, UNCLEAR, OPEN = "holds", "does not hold", "differs", "not clear here", "not tested here"
@@ -164,9 +164,11 @@ def _workers(runs: Sequence[Run]) -> Claim:
     found = {place.title: workers_verdict(place) for place in places(runs)}
     judged = {name: verdict for name, verdict in found.items() if verdict}
     kinds = {"makes it slower": HOLDS, "helps": FAILS}
+    few = any(found[place.title] is None and len(workers(place)) for place in places(runs))
+    how = f"measured with fewer than {LEAST_REPEATS} repeats" if few else "not measured"
     return Claim(
         "More num_workers give worse times",
         {name: f"raising it {verdict}" for name, verdict in judged.items()},
         {name: kinds.get(verdict, UNCLEAR) for name, verdict in judged.items()},
-        untested="num_workers was not measured" if found else NOT_TIMED,
+        untested=f"num_workers was {how}" if found else NOT_TIMED,
     )

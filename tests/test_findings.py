@@ -9,7 +9,7 @@ import pytest
 
 from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, paper, train
 from transformnet_lib.comparison import compare_run
-from transformnet_lib.findings import abstract, learning, places, provenance, speed, studies, table1
+from transformnet_lib.findings import abstract, learning, numbers, places, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import Claim, claims, claims_table
 from transformnet_lib.findings.places import Place
 from transformnet_lib.findings.text import code, code_block, escape
@@ -62,7 +62,7 @@ def measured(run, monkeypatch):
     """Answers a function that puts a table in place of the run's benchmark and gives the run."""
 
     def put(rows: pd.DataFrame) -> Run:
-        for module in (places, table1):
+        for module in (numbers, places, table1):
             monkeypatch.setattr(module, "load_benchmark", lambda run: rows)
         return run
 
@@ -225,6 +225,75 @@ def test_too_few_repeats_are_not_judged():
     assert "could not be judged from fewer than 3 repeats" in speed.workers_effect(at(rows))
 
 
+def single(rows: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
+    """The rows as if so few repeats had been made; a single one is its own quartiles."""
+    alone = {"q1": rows["seconds"], "q3": rows["seconds"]} if repeats == 1 else {}
+    return rows.assign(repeats=rows["repeats"].clip(upper=repeats), **alone)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_no_way_beats_another_by_too_few_repeats(measured, repeats):
+    rows = single(table(lambda *_: 0.05, fast=lambda *_: 0.02, steps=0.04, floor=0.01), repeats)
+    run, few = measured(rows), repeats < 3
+    (where,) = places.places([run])
+    for rival in ("sequential", "batched"):
+        assert (speed.against(where, "fast", rival)["verdict"] == "cannot be judged") is few
+    texts = [
+        *(say(where, "fast") for say in (speed.fastest, speed.wins_from)), abstract.answer([run]),
+        *abstract.conclusion([run])[1:], speed.contributions(where), speed.baselines(where),
+    ]  # fmt: skip
+    assert ("50× as fast (too few repeats to judge) as the pipeline run image by image" in texts[0]) is few
+    assert ("With fewer than 3 repeats it is not clearly fastest." in texts[0]) is few
+    assert (texts[1] == (
+        "On the CPU, from which batch size on the model run the fast way beats the pipeline cannot be judged from "
+        "fewer than 3 repeats."
+    )) is few  # fmt: skip
+    for text in texts:
+        assert ("too few repeats" in text or "from fewer than 3" in text or "from so few" in text) is few, text
+        assert repeats > 1 or "[" not in text, text
+    found = numbers.report_numbers([run])["places"]["cpu"]
+    sizes = found["wins_from_batch_size"]["fast"]
+    assert sizes == dict.fromkeys(("image by image", "in batches"), None if few else 16)
+    assert (found["other_settings_as_fast"]["fast"] is None) is few
+    assert {step["verdict"] for step in found["steps"][1:]} == ({"cannot be judged"} if few else {"faster"})
+
+
+def test_steps_that_cannot_be_judged_are_said_to_be_so():
+    rows = table(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1)
+    one = rows.copy()
+    one.loc[one["path"] == "folded", "repeats"] = 2
+    text = speed.contributions(at(one))
+    assert "running the pipeline in batches speeds up: 10×" in text and "run the paper's way, slows down: 0.5×" in text
+    assert "folding the model cannot be judged from so few repeats: 2× [" in text
+    assert "stored as uint8, cannot be judged from so few repeats: 5× [" in text
+    assert "folding the model cannot be judged from so few repeats: 2×;" in speed.contributions(at(single(rows)))
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.1])
+def test_what_cannot_be_judged_is_no_advice(measured, seconds):
+    rows = table(lambda *_: seconds, fast=lambda *_: seconds, batched=0.1)
+    for repeats in (1, 2, 3):
+        text = " ".join(abstract.conclusion([measured(single(rows, repeats))]))
+        assert ("Speed is no reason to use it." in text) is (repeats == 3)
+
+
+def test_a_setting_with_no_time_does_not_keep_others_from_being_judged():
+    rows = table(lambda *_: 0.05)
+    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] == 16), ["reason", "repeats"]] = ["not measured: why", 0]
+    assert "in batches of the same size from batch size 64 on" in speed.wins_from(at(rows), "reference")
+
+
+def test_a_single_time_is_called_one(measured):
+    rows = table(lambda *_: 0.25, fast=lambda *_: 0.05)
+    one = at(single(rows))
+    assert "250 ms for 1,024 images (a single time)." in speed.fastest(one, "reference")
+    assert "in batches: each a single time over 1,024 images" in abstract.answer([measured(single(rows))])
+    assert table1.table1([one]).query("`('', 'Batch')` == 64")["Reference", "ms"].tolist() == ["250"] * 4
+    assert "(`small`) as single times, the model" in table1.table1_caption([one], [])
+    assert "(the median and quartiles of 3 repeats)." in speed.fastest(at(rows), "reference")
+    assert "(`small`) as median and quartiles, the model" in table1.table1_caption([at(rows)], [])
+
+
 # Where the speed comes from
 
 
@@ -381,6 +450,20 @@ def test_why_workers_were_not_judged_is_said(measured, workers, told):
     rows = table(lambda *_: 1.0, workers=workers).assign(repeats=2)
     shown = claims_table([measured(rows)]).set_index("The paper").loc["More num_workers give worse times"]
     assert shown.tolist() == [f"num_workers was {told}", "not tested here"]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("cuda", [0.01, 0.9])
+def test_too_few_repeats_decide_no_claim_on_speed(measured, cuda, repeats):
+    rows = table(lambda size, *_: 16 / size)
+    rows = pd.concat([rows, table(lambda *_: cuda, devices=("cuda",)).query("device == 'cuda'")], ignore_index=True)
+    rows = single(rows, repeats)
+    found = {claim.claim.split(" (")[0]: claim for claim in claims([measured(rows)])}
+    judged = [found[name] for name in found if name.startswith(("In every", "Larger", "CUDA"))]
+    assert [claim.verdict for claim in judged] == ["not clear here"] * 3
+    here = [text for claim in judged for text in claim.here.values()]
+    assert len(here) == 5 and all("(too few repeats to judge)" in text for text in here)
+    assert any("[" in text for text in here) is (repeats == 2)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from ..timing import MAX_MSE
 from ..training import load_least_squares, load_training
 from .learning import preset_text
 from .places import Place, disturbed, places
-from .speed import SWEEP, against, against_text, both_paths, waterfall
+from .speed import SWEEP, TOO_FEW, UNJUDGED, against, against_text, both_paths, waterfall
 from .table1 import not_measured
-from .text import code, counted, escape, listed, scientific, spread_text, times_text
+from .text import code, counted, escape, listed, repeats_text, scientific, spread_text, times_text
 
 SHORT = {"reference": "the paper's way", "fast": "the fast way"}  # to run the model
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
@@ -101,7 +101,7 @@ def _speed(place: Place) -> str:
     return (
         f"On {place.name} ({escape(chip)}, {counted(machine['threads'], 'thread')}) the model takes at best "
         f"{' and '.join(parts)}, the pipeline {spread_text(sequential)} image by image and {spread_text(batched)} in "
-        f"batches: medians and quartiles of {counted(best['repeats'], 'repeat')} over {sequential['images']:,} images "
+        f"batches: each {repeats_text(best['repeats'])} over {sequential['images']:,} images "
         f"(fewer where drop_last drops some), the best of the settings {SWEEP}. Speed-ups are over the pipeline's time "
         f"in the same minutes.{_spoiled(place)}"
     )
@@ -185,12 +185,13 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
             if len(ratios)
             else ""
         )
-        pays = any(result["verdict"] == "faster" for result in found.values())
+        pays = any(result["verdict"] in ("faster", UNJUDGED) for result in found.values())
         advice = "" if pays else " Speed is no reason to use it."
         points.append(f"**The model on {place.name}**: {'; '.join(parts)}.{gain}{advice}{_spoiled(place)}")
         steps = waterfall(place)
         if len(steps):
-            points.append(f"**What makes the difference there**, each on top of the one before: {_steps(steps)}.")
+            few = TOO_FEW if UNJUDGED in set(steps["verdict"]) else ""
+            points.append(f"**What makes the difference there**, each on top of the one before{few}: {_steps(steps)}.")
     return points
 
 

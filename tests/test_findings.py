@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from transformnet_lib import Pipeline, Run, TrainConfig, paper, train
+from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, paper, train
 from transformnet_lib.comparison import compare_run
-from transformnet_lib.findings import abstract, learning, places, provenance, speed, studies, table1
-from transformnet_lib.findings.claims import Claim, claims
+from transformnet_lib.findings import abstract, learning, numbers, places, provenance, speed, studies, table1
+from transformnet_lib.findings.claims import Claim, claims, claims_table
 from transformnet_lib.findings.places import Place
 from transformnet_lib.findings.text import code, code_block, escape
 from transformnet_lib.timing import BENCHMARK_COLUMNS, Setting, summarise
@@ -62,7 +62,7 @@ def measured(run, monkeypatch):
     """Answers a function that puts a table in place of the run's benchmark and gives the run."""
 
     def put(rows: pd.DataFrame) -> Run:
-        for module in (places, table1):
+        for module in (numbers, places, table1):
             monkeypatch.setattr(module, "load_benchmark", lambda run: rows)
         return run
 
@@ -84,6 +84,33 @@ def test_a_model_slower_than_the_batched_pipeline_is_called_so():
     assert "and slower (2× the time) than the same pipeline run in batches" in speed.fastest(
         place(lambda *_: 0.2), "reference"
     )
+
+
+def with_a_small_size(*paths: str, seconds: float = 0.001) -> pd.DataFrame:
+    """A table with rows of batch size 8, outside the sweep, that are the fastest an image."""
+    rows = table(lambda *_: 0.2, batched=0.1)
+    raw = [seconds] * 5
+    small = [
+        summarise(Setting(path, "cpu", 8), raw, count=1024, sequential_seconds_per_image=BASE / 1024) for path in paths
+    ]
+    return pd.concat([rows, pd.DataFrame(small)], ignore_index=True).reindex(columns=list(BENCHMARK_COLUMNS))
+
+
+def test_both_rivals_are_at_their_fastest_of_the_same_batch_sizes():
+    rows = with_a_small_size("batched", "reference")
+    batched, best = at(rows).baseline("batched"), at(rows).best("reference")
+    assert (batched["batch_size"], batched["images"]) == (best["batch_size"], best["images"]) == (16, 1024)
+    assert at(rows).baseline("sequential")["images"] == 1024
+    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] != 8), "reason"] = "not measured: why"
+    assert at(rows).baseline("batched")["batch_size"] == 8  # no other was measured
+
+
+def test_the_fastest_is_said_to_be_that_of_the_sweep(measured):
+    rows = with_a_small_size("reference")
+    swept = "swept over batch size, shuffle and drop_last"
+    text = speed.fastest(at(rows), "reference")
+    assert f"is fastest with batch size 16, shuffled, drop_last, of the 12 settings {swept}: 200 ms" in text
+    assert f", the best of the settings {swept}." in abstract.answer([measured(rows)])
 
 
 @pytest.mark.parametrize(("others", "told"), [(0.2, "The quartiles of 11 other settings overlap"), (0.9, None)])
@@ -196,6 +223,75 @@ def test_too_few_repeats_are_not_judged():
     rows = table(lambda size, shuffle, _: 2.0 if shuffle else 1.0, workers={1: 3.0}).assign(repeats=2)
     assert "`shuffle` cannot be judged (" in speed.effects(at(rows))
     assert "could not be judged from fewer than 3 repeats" in speed.workers_effect(at(rows))
+
+
+def single(rows: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
+    """The rows as if so few repeats had been made; a single one is its own quartiles."""
+    alone = {"q1": rows["seconds"], "q3": rows["seconds"]} if repeats == 1 else {}
+    return rows.assign(repeats=rows["repeats"].clip(upper=repeats), **alone)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_no_way_beats_another_by_too_few_repeats(measured, repeats):
+    rows = single(table(lambda *_: 0.05, fast=lambda *_: 0.02, steps=0.04, floor=0.01), repeats)
+    run, few = measured(rows), repeats < 3
+    (where,) = places.places([run])
+    for rival in ("sequential", "batched"):
+        assert (speed.against(where, "fast", rival)["verdict"] == "cannot be judged") is few
+    texts = [
+        *(say(where, "fast") for say in (speed.fastest, speed.wins_from)), abstract.answer([run]),
+        *abstract.conclusion([run])[1:], speed.contributions(where), speed.baselines(where),
+    ]  # fmt: skip
+    assert ("50× as fast (too few repeats to judge) as the pipeline run image by image" in texts[0]) is few
+    assert ("With fewer than 3 repeats it is not clearly fastest." in texts[0]) is few
+    assert (texts[1] == (
+        "On the CPU, from which batch size on the model run the fast way beats the pipeline cannot be judged from "
+        "fewer than 3 repeats."
+    )) is few  # fmt: skip
+    for text in texts:
+        assert ("too few repeats" in text or "from fewer than 3" in text or "from so few" in text) is few, text
+        assert repeats > 1 or "[" not in text, text
+    found = numbers.report_numbers([run])["places"]["cpu"]
+    sizes = found["wins_from_batch_size"]["fast"]
+    assert sizes == dict.fromkeys(("image by image", "in batches"), None if few else 16)
+    assert (found["other_settings_as_fast"]["fast"] is None) is few
+    assert {step["verdict"] for step in found["steps"][1:]} == ({"cannot be judged"} if few else {"faster"})
+
+
+def test_steps_that_cannot_be_judged_are_said_to_be_so():
+    rows = table(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1)
+    one = rows.copy()
+    one.loc[one["path"] == "folded", "repeats"] = 2
+    text = speed.contributions(at(one))
+    assert "running the pipeline in batches speeds up: 10×" in text and "run the paper's way, slows down: 0.5×" in text
+    assert "folding the model cannot be judged from so few repeats: 2× [" in text
+    assert "stored as uint8, cannot be judged from so few repeats: 5× [" in text
+    assert "folding the model cannot be judged from so few repeats: 2×;" in speed.contributions(at(single(rows)))
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.1])
+def test_what_cannot_be_judged_is_no_advice(measured, seconds):
+    rows = table(lambda *_: seconds, fast=lambda *_: seconds, batched=0.1)
+    for repeats in (1, 2, 3):
+        text = " ".join(abstract.conclusion([measured(single(rows, repeats))]))
+        assert ("Speed is no reason to use it." in text) is (repeats == 3)
+
+
+def test_a_setting_with_no_time_does_not_keep_others_from_being_judged():
+    rows = table(lambda *_: 0.05)
+    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] == 16), ["reason", "repeats"]] = ["not measured: why", 0]
+    assert "in batches of the same size from batch size 64 on" in speed.wins_from(at(rows), "reference")
+
+
+def test_a_single_time_is_called_one(measured):
+    rows = table(lambda *_: 0.25, fast=lambda *_: 0.05)
+    one = at(single(rows))
+    assert "250 ms for 1,024 images (a single time)." in speed.fastest(one, "reference")
+    assert "in batches: each a single time over 1,024 images" in abstract.answer([measured(single(rows))])
+    assert table1.table1([one]).query("`('', 'Batch')` == 64")["Reference", "ms"].tolist() == ["250"] * 4
+    assert "(`small`) as single times, the model" in table1.table1_caption([one], [])
+    assert "(the median and quartiles of 3 repeats)." in speed.fastest(at(rows), "reference")
+    assert "(`small`) as median and quartiles, the model" in table1.table1_caption([at(rows)], [])
 
 
 # Where the speed comes from
@@ -347,6 +443,29 @@ def test_whether_workers_make_it_worse(measured, workers, holds):
     assert verdicts([measured(table(lambda *_: 1.0, workers=workers))])["workers"] == holds
 
 
+@pytest.mark.parametrize(
+    ("workers", "told"), [({1: 3.0}, "measured with fewer than 3 repeats"), (None, "not measured")]
+)
+def test_why_workers_were_not_judged_is_said(measured, workers, told):
+    rows = table(lambda *_: 1.0, workers=workers).assign(repeats=2)
+    shown = claims_table([measured(rows)]).set_index("The paper").loc["More num_workers give worse times"]
+    assert shown.tolist() == [f"num_workers was {told}", "not tested here"]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("cuda", [0.01, 0.9])
+def test_too_few_repeats_decide_no_claim_on_speed(measured, cuda, repeats):
+    rows = table(lambda size, *_: 16 / size)
+    rows = pd.concat([rows, table(lambda *_: cuda, devices=("cuda",)).query("device == 'cuda'")], ignore_index=True)
+    rows = single(rows, repeats)
+    found = {claim.claim.split(" (")[0]: claim for claim in claims([measured(rows)])}
+    judged = [found[name] for name in found if name.startswith(("In every", "Larger", "CUDA"))]
+    assert [claim.verdict for claim in judged] == ["not clear here"] * 3
+    here = [text for claim in judged for text in claim.here.values()]
+    assert len(here) == 5 and all("(too few repeats to judge)" in text for text in here)
+    assert any("[" in text for text in here) is (repeats == 2)
+
+
 @pytest.fixture
 def recipe(monkeypatch):
     """Answers a function that makes a run of the preset paper on few images pass for one on all of them, or not."""
@@ -449,6 +568,31 @@ def test_the_first_sentence_follows_the_measured_distance(run, monkeypatch, resu
 
 
 @pytest.mark.parametrize(
+    ("compared", "kind", "claim", "told"),
+    [
+        ("black", "undetermined", "not clear here", "does not show whether it replaces the pipeline, since its train"),
+        ("photos", "far", "does not hold", "TransformNet does not replace the pipeline:"),
+    ],
+)
+def test_training_images_of_no_colour_show_nothing(tmp_path, test_set, recipe, compared, kind, claim, told):
+    run, black = Run(tmp_path / "r"), CustomDataset(data="photos", train=True, limit=40)
+    black.images.zero_()
+    black.targets.zero_()
+    train(black, TrainConfig(device="cpu", epochs=1), run=run)
+    compare_run(run, black if compared == "black" else test_set)
+    recipe([])
+    assert abstract.distance(run) == kind
+    assert told in abstract.closeness_of_each([run])
+    assert verdicts([run])["learns"] == claim
+    (point,) = abstract.conclusion([run])
+    undetermined = kind == "undetermined"
+    assert (abstract.closest_run([run]) is None) is undetermined
+    assert ("these images cannot tell.** `r`" in point) is ("images only) cannot tell: the" in point) is undetermined
+    assert ("No run here shows whether three trained weights" in abstract.answer([run])) is undetermined
+    assert "it is the pipeline." not in point
+
+
+@pytest.mark.parametrize(
     ("reference", "fast", "told"),
     [
         (0.2, 0.02, ", and on the CPU they are 50× as fast as the pipeline run image by image and 5× as fast as"),
@@ -528,6 +672,11 @@ def test_the_conclusion_takes_the_speed_apart_and_its_factors_multiply_out(measu
     ("kinds", "told"),
     [
         ({"a": "equal", "b": "close"}, ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot, though"]),
+        ({"a": "equal", "b": "undetermined"}, ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot tell: the"]),
+        (
+            {"a": "dead", "b": "undetermined"},
+            ["It is not the pipeline here.** `a`", "`b` (preset `paper`) cannot tell"],
+        ),
         ({"a": "equal"}, ["Train it well, and it is the pipeline.** `a`"]),
         (
             {"a": "far", "b": "dead"},

@@ -200,12 +200,12 @@ def test_a_peer_that_is_not_installed_and_a_device_that_is_not_there_say_so(exac
 
 
 def test_the_peers_verdict_follows_the_times():
-    def table(ours: float) -> pd.DataFrame:
+    def table(ours: float, repeats: int = 5) -> pd.DataFrame:
         rows = [(BASELINE, 1.0, 0.0), ("Pillow, image by image", 0.3, 1.5), ("TransformNet, the fast way", ours, 0.0)]
         return pd.DataFrame(
             [
                 {"name": name, "device": "cpu", "seconds": s, "q1": s, "q3": s, "speedup": 1 / s, "max_difference": d,
-                 "reason": ""} for name, s, d in rows
+                 "repeats": repeats, "reason": ""} for name, s, d in rows
             ]
         )  # fmt: skip
 
@@ -214,6 +214,7 @@ def test_the_peers_verdict_follows_the_times():
     assert "Not the same pictures, by more than one grey level somewhere: Pillow, image by image (1.5)" in (
         studies.peers_text(table(0.1))
     )
+    assert "is 3× as fast (too few repeats to judge) as the quickest of" in studies.peers_text(table(0.1, repeats=2))
     assert "Its pictures differ" not in studies.peers_text(table(0.1))
     learned = table(0.1).replace({"max_difference": {0.0: 17.7}})
     assert "Its pictures differ by up to 17.7 grey levels" in studies.peers_text(learned)

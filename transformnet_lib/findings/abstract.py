@@ -8,12 +8,12 @@ import pandas as pd
 from ..pipeline import GRAY_WEIGHTS, Pipeline
 from ..runs import Run
 from ..timing import MAX_MSE
-from ..training import load_training
+from ..training import load_least_squares, load_training
 from .learning import preset_text
 from .places import Place, disturbed, places
-from .speed import against, against_text, both_paths, waterfall
+from .speed import SWEEP, TOO_FEW, UNJUDGED, against, against_text, both_paths, waterfall
 from .table1 import not_measured
-from .text import code, counted, escape, listed, scientific, spread_text, times_text
+from .text import code, counted, escape, listed, repeats_text, scientific, spread_text, times_text
 
 SHORT = {"reference": "the paper's way", "fast": "the fast way"}  # to run the model
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
@@ -30,8 +30,8 @@ def answer(runs: Sequence[Run]) -> str:
 
 
 def closest_run(runs: Sequence[Run]) -> Run | None:
-    """The compared run whose model comes closest to the pipeline; None if no living one was compared."""
-    compared = [run for run in runs if run.has("compare") and not load_training(run).dead]
+    """The compared run whose model comes closest to the pipeline; None if no run that can tell was compared."""
+    compared = [run for run in runs if run.has("compare") and distance(run) not in ("dead", "undetermined")]
     return min(compared, key=lambda run: run.stage_info("compare")["results"]["test_mse"], default=None)
 
 
@@ -73,12 +73,17 @@ def _verdict(closest: Run | None, place: Place | None, runs: Sequence[Run]) -> s
 
 
 def distance(run: Run) -> str:
-    """A compared run's model against the pipeline: "equal" after rounding to 8 bits, "close", "far" or "dead"."""
+    """A compared run's model against the pipeline: "equal" after rounding to 8 bits, "close", "far" or "dead".
+
+    Or "undetermined": not far, but on images whose colours do not determine the weights, which thus may be any.
+    """
     results = run.stage_info("compare")["results"]
     if load_training(run).dead:
         return "dead"
     if results["test_mse"] > MAX_MSE:
         return "far"
+    if load_least_squares(run) is None:
+        return "undetermined"
     return "equal" if results["max_error"] < HALF_A_LEVEL else "close"
 
 
@@ -96,9 +101,9 @@ def _speed(place: Place) -> str:
     return (
         f"On {place.name} ({escape(chip)}, {counted(machine['threads'], 'thread')}) the model takes at best "
         f"{' and '.join(parts)}, the pipeline {spread_text(sequential)} image by image and {spread_text(batched)} in "
-        f"batches: medians and quartiles of {counted(best['repeats'], 'repeat')} over {sequential['images']:,} images "
-        "(fewer where drop_last drops some). Speed-ups are over the pipeline's time in the same minutes."
-        f"{_spoiled(place)}"
+        f"batches: each {repeats_text(best['repeats'])} over {sequential['images']:,} images "
+        f"(fewer where drop_last drops some), the best of the settings {SWEEP}. Speed-ups are over the pipeline's time "
+        f"in the same minutes.{_spoiled(place)}"
     )
 
 
@@ -135,6 +140,8 @@ def closeness_of_each(runs: Sequence[Run]) -> str:
         "close": "comes close to the pipeline but does not equal it",
         "far": "does not replace the pipeline",
         "dead": "does not replace the pipeline, since its weights had no gradient to learn from",
+        "undetermined": "does not show whether it replaces the pipeline, since its training images are grey or of too "
+        "few colours, and a small error on such images says nothing of others",
     }
     sentences = []
     for run in runs:
@@ -152,16 +159,20 @@ def closeness_of_each(runs: Sequence[Run]) -> str:
 def conclusion(runs: Sequence[Run]) -> list[str]:
     """What to take from the report, a sentence or two a point: the weights, the speed, where it comes from."""
     compared = [run for run in runs if run.has("compare")]
-    kinds = {kind: [run for run in compared if distance(run) == kind] for kind in ("equal", "close", "far", "dead")}
     told = {
         "equal": "can stand in for the pipeline wherever an 8-bit picture would do.",
         "close": "cannot, though the loss is small and the pictures look alike: the weights tell, not the pictures.",
         "far": "cannot: the pictures are visibly others.",
         "dead": "cannot: the start had no gradient to learn from.",
+        "undetermined": "cannot tell: the training images are grey or of too few colours, and a small error on such "
+        "images says nothing of others.",
     }
+    kinds = {kind: [run for run in compared if distance(run) == kind] for kind in told}
     points = [f"{_named(of_kind)} {told[kind]}" for kind, of_kind in kinds.items() if of_kind]
     if points:
         head = "Train it well, and it is the pipeline." if kinds["equal"] else "It is not the pipeline here."
+        if kinds["undetermined"] == compared:
+            head = "Whether it is the pipeline, these images cannot tell."
         points = [f"**{head}** {' '.join(points)}"]
     for place in places(runs):
         found = {path: against(place, path, "batched") for path in place.paths}
@@ -174,12 +185,13 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
             if len(ratios)
             else ""
         )
-        pays = any(result["verdict"] == "faster" for result in found.values())
+        pays = any(result["verdict"] in ("faster", UNJUDGED) for result in found.values())
         advice = "" if pays else " Speed is no reason to use it."
         points.append(f"**The model on {place.name}**: {'; '.join(parts)}.{gain}{advice}{_spoiled(place)}")
         steps = waterfall(place)
         if len(steps):
-            points.append(f"**What makes the difference there**, each on top of the one before: {_steps(steps)}.")
+            few = TOO_FEW if UNJUDGED in set(steps["verdict"]) else ""
+            points.append(f"**What makes the difference there**, each on top of the one before{few}: {_steps(steps)}.")
     return points
 
 

@@ -11,8 +11,8 @@ from ..training import load_config, load_training
 from .abstract import distance
 from .learning import changes
 from .places import per_image, places, speedup_at
-from .speed import verdict_of, workers_verdict
-from .text import scientific, times_text
+from .speed import LEAST_REPEATS, TOO_FEW, UNJUDGED, judged, too_few, verdict_of, workers, workers_verdict
+from .text import ratio_text, scientific, times_text
 
 HOLDS, FAILS, MIXED, UNCLEAR, OPEN = "holds", "does not hold", "differs", "not clear here", "not tested here"
 
@@ -56,6 +56,7 @@ def _recipe(runs: Sequence[Run]) -> list[Run]:
 
 NO_RECIPE = "no run here is of the preset paper, unchanged and on all images"
 NOT_TIMED = "no time of the model was taken"
+JUDGED = {"faster": HOLDS, "slower": FAILS}  # others are UNCLEAR
 
 
 def _learns(runs: Sequence[Run]) -> Claim:
@@ -67,7 +68,10 @@ def _learns(runs: Sequence[Run]) -> Claim:
             f"MSE {scientific(results['test_mse'])}, largest error {scientific(255 * results['max_error'])} of 255 "
             "grey levels"
         )
-        verdicts[run.label] = HOLDS if distance(run) == "equal" else FAILS
+        kind = distance(run)
+        if kind == "undetermined":
+            here[run.label] += ", but its training images do not determine the weights"
+        verdicts[run.label] = {"equal": HOLDS, "undetermined": UNCLEAR}.get(kind, FAILS)
     claim = "Its recipe learns the grey mix of the pipeline (five pairs of pictures)"
     return Claim(claim, here, verdicts, numbers, NO_RECIPE)
 
@@ -90,10 +94,11 @@ def _beats_one_by_one(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
     for place in (place for place in places(runs) if "reference" in place.paths):
         rows = place.model_rows("reference")
-        found = [verdict_of(*pair) for pair in zip(speedup_at(rows, "q3"), speedup_at(rows, "q1"), strict=True)]
+        pairs = zip(speedup_at(rows, "q3"), speedup_at(rows, "q1"), strict=True)
+        found = [judged(verdict_of(*pair), rows) for pair in pairs]
         least, most = rows["speedup"].min(), rows["speedup"].max()
         numbers[place.title] = {"least": least, "most": most, "settings": len(rows), "slower": found.count("slower")}
-        here[place.title] = f"{times_text(least)} to {times_text(most)}"
+        here[place.title] = f"{times_text(least)} to {times_text(most)}{TOO_FEW if too_few(rows) else ''}"
         verdicts[place.title] = FAILS if "slower" in found else HOLDS if set(found) == {"faster"} else UNCLEAR
     published = paper.table1()
     processed = paper.IMAGES - published["drop_last"] * (paper.IMAGES % published["batch_size"])
@@ -121,13 +126,11 @@ def _larger_batches(runs: Sequence[Run]) -> Claim:
         ratio = middle(small, "seconds") / middle(large, "seconds")
         low, high = middle(small, "q1") / middle(large, "q3"), middle(small, "q3") / middle(large, "q1")
         numbers[place.title] = {"ratio": ratio, "low": low, "high": high, "least": least, "most": most}
-        here[place.title] = f"{times_text(ratio)} [{low:.3g}, {high:.3g}] as fast at {most} as at {least} images"
-        verdicts[place.title] = _judged(verdict_of(low, high))
+        verdict = judged(verdict_of(low, high), small, large)
+        few = TOO_FEW if verdict == UNJUDGED else ""
+        here[place.title] = f"{ratio_text(ratio, low, high)} as fast{few} at {most} as at {least} images"
+        verdicts[place.title] = JUDGED.get(verdict, UNCLEAR)
     return Claim("Larger batches are faster (512 against 16 images, in its table)", here, verdicts, numbers, NOT_TIMED)
-
-
-def _judged(verdict: str) -> str:
-    return {"faster": HOLDS, "slower": FAILS}.get(verdict, UNCLEAR)
 
 
 def _cuda_wins(runs: Sequence[Run]) -> Claim:
@@ -145,25 +148,33 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
         row, kind = place.best("reference"), place.kind
         time = row["seconds"] / row["images"]
         if kind not in best or time < best[kind][0]:
-            best[kind] = (time, row["q1"] / row["images"], row["q3"] / row["images"], place.title)
+            best[kind] = (time, row, place.title)
     if not {"cpu", "cuda"} <= set(best):
         missing = "CUDA" if "cpu" in best else "the CPU"
         return Claim(claim, numbers=numbers, untested=f"not measured on {missing}" if best else NOT_TIMED)
-    cpu, cuda = best["cpu"], best["cuda"]
-    ratio, low, high = cpu[0] / cuda[0], cpu[1] / cuda[2], cpu[2] / cuda[1]
-    where = f"{cuda[3]} against {cpu[3]}"
-    here = {where: f"at best {times_text(ratio)} [{low:.3g}, {high:.3g}] as fast"}
+    (_, cpu, of_cpu), (_, cuda, of_cuda) = best["cpu"], best["cuda"]
+
+    def ratio_of(column: str, by: str) -> float:
+        return cpu[column] / cpu["images"] / (cuda[by] / cuda["images"])
+
+    ratio, low, high = ratio_of("seconds", "seconds"), ratio_of("q1", "q3"), ratio_of("q3", "q1")
+    verdict = judged(verdict_of(low, high), cpu, cuda)
+    few = TOO_FEW if verdict == UNJUDGED else ""
+    where = f"{of_cuda} against {of_cpu}"
+    here = {where: f"{ratio_text(ratio, low, high)} as fast{few}, each at its best of the settings swept"}
     numbers[where] = {"ratio": ratio, "low": low, "high": high}
-    return Claim(claim, here, {where: _judged(verdict_of(low, high))}, numbers)
+    return Claim(claim, here, {where: JUDGED.get(verdict, UNCLEAR)}, numbers)
 
 
 def _workers(runs: Sequence[Run]) -> Claim:
     found = {place.title: workers_verdict(place) for place in places(runs)}
     judged = {name: verdict for name, verdict in found.items() if verdict}
     kinds = {"makes it slower": HOLDS, "helps": FAILS}
+    few = any(found[place.title] is None and len(workers(place)) for place in places(runs))
+    how = f"measured with fewer than {LEAST_REPEATS} repeats" if few else "not measured"
     return Claim(
         "More num_workers give worse times",
         {name: f"raising it {verdict}" for name, verdict in judged.items()},
         {name: kinds.get(verdict, UNCLEAR) for name, verdict in judged.items()},
-        untested="num_workers was not measured" if found else NOT_TIMED,
+        untested=f"num_workers was {how}" if found else NOT_TIMED,
     )

@@ -1,17 +1,22 @@
 """What the benchmarks say: which way is fastest, from which batch size on, what matters, where the speed comes from."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
 from .. import paper
 from ..timing import NOISY_SPREAD, PATHS
 from .places import SETTING, Place, disturbed, per_image, speedup_at
-from .text import WAY_NAMES, code, counted, escape, listed, spread_text, times_text
+from .text import WAY_NAMES, code, counted, escape, listed, ratio_text, repeats_text, spread_text, times_text
 
 # A setting "matters" if in at least this share of the pairs the quartile ranges lie apart, on the same side.
 APART_SHARE = 0.75
+SWEEP = "swept over batch size, shuffle and drop_last"  # all that `Place.best` looks at, small sizes are not
 LEAST_REPEATS = 3  # fewer have no spread to judge a difference by
+UNJUDGED = "cannot be judged"  # the verdict on them
+TOO_FEW = " (too few repeats to judge)"
 
 WAYS = {"reference": "the model run the paper's way", "fast": "the model run the fast way"}
 
@@ -37,27 +42,39 @@ def baselines(place: Place) -> str:
     """The pipeline's own times on the machine of this place, beside the paper's."""
     sequential, batched = place.baseline("sequential"), place.baseline("batched")
     machine = place.run.stage_info("benchmark")["environment"]
+    few = TOO_FEW if too_few(sequential, batched) else ""
     return (
         f"On the machine of {code(place.run.label)} ({escape(machine['cpu'])}, "
         f"{counted(machine['threads'], 'thread')}) the pipeline "
         f"takes {spread_text(sequential)} image by image for {sequential['images']:,} images (the paper, on its "
         f"machine: {paper.SEQUENTIAL_SECONDS} s for {paper.IMAGES:,}), and {spread_text(batched)} in batches of "
-        f"{batched['batch_size']}, {times_text(batched['speedup'])} as fast."
+        f"{batched['batch_size']}, {times_text(batched['speedup'])} as fast{few}."
     )
 
 
 def against(place: Place, path: str, rival: str) -> dict:
-    """A way to run the model against the pipeline, both at their fastest: rival is "sequential" or "batched".
+    """A way to run the model against the pipeline, both at the sweep's fastest: rival is "sequential" or "batched".
 
     ratio: how many times as fast it is, by the medians; low and high: by the worse and the better pair of quartiles.
-    verdict: "faster" if even low is above 1, "slower" if even high is below 1, else "no clear difference".
+    verdict: "faster" if even low is above 1, "slower" if even high is below 1, else "no clear difference"; or, from
+    fewer than LEAST_REPEATS repeats, "cannot be judged".
     """
     best, other = place.best(path), place.baseline(rival)
     # Image by image is what each speed-up is over already, and took turns with its row
     ratio, low, high = (best["speedup"], speedup_at(best, "q3"), speedup_at(best, "q1"))
     if rival == "batched":
         ratio, low, high = ratio / other["speedup"], low / speedup_at(other, "q1"), high / speedup_at(other, "q3")
-    return {"ratio": ratio, "low": low, "high": high, "verdict": verdict_of(low, high)}
+    return {"ratio": ratio, "low": low, "high": high, "verdict": judged(verdict_of(low, high), best, other)}
+
+
+def too_few(*measured: pd.Series | pd.DataFrame) -> bool:
+    """Whether any of these rows, or rows of tables, has fewer than LEAST_REPEATS repeats."""
+    return any(np.min(each["repeats"]) < LEAST_REPEATS for each in measured)
+
+
+def judged(verdict: str, *measured: pd.Series | pd.DataFrame) -> str:
+    """The verdict on rows that were compared; that there can be none where their repeats are too few."""
+    return UNJUDGED if too_few(*measured) else verdict
 
 
 def verdict_of(low: float, high: float) -> str:
@@ -67,8 +84,10 @@ def verdict_of(low: float, high: float) -> str:
 
 def against_text(found: dict) -> str:
     """The result of `against` as the beginning of a comparison: "5.37× as fast as"."""
+    if found["verdict"] == UNJUDGED:
+        return f"{times_text(found['ratio'])} as fast{TOO_FEW} as"
     if found["verdict"] == "no clear difference":
-        spread = f"{times_text(found['ratio'])} [{found['low']:.3g}, {found['high']:.3g}]"
+        spread = ratio_text(found["ratio"], found["low"], found["high"])
         return f"neither clearly faster nor slower ({spread}) than"
     if found["ratio"] >= 1:
         return f"{times_text(found['ratio'])} as fast as"
@@ -76,7 +95,7 @@ def against_text(found: dict) -> str:
 
 
 def fastest(place: Place, path: str) -> str:
-    """The fastest setting of a way to run the model, against both ways to run the pipeline."""
+    """The sweep's fastest setting of a way to run the model, against both ways to run the pipeline."""
     best, batched, overlapping = place.best(path), place.baseline("batched"), overlaps(place, path)
     one_by_one, in_batches = (against_text(against(place, path, rival)) for rival in ("sequential", "batched"))
     others = (
@@ -84,17 +103,22 @@ def fastest(place: Place, path: str) -> str:
         if overlapping
         else ""
     )
+    if overlapping is None:
+        others = f" With fewer than {LEAST_REPEATS} repeats it is not clearly fastest."
     return (
-        f"On {place.name}, {WAYS[path]} is fastest with {setting_text(best)}: {spread_text(best)} for "
-        f"{best['images']:,} images (median and quartiles of {counted(best['repeats'], 'repeat')}). That is "
+        f"On {place.name}, {WAYS[path]} is fastest with {setting_text(best)}, of the "
+        f"{counted(len(place.model_rows(path)), 'setting')} {SWEEP}: {spread_text(best)} for "
+        f"{best['images']:,} images ({repeats_text(best['repeats'])}). That is "
         f"{one_by_one} the pipeline run image by image on the CPU, and {in_batches} the same "
         f"pipeline run in batches of {batched['batch_size']} ({spread_text(batched)}).{others}"
     )
 
 
-def overlaps(place: Place, path: str) -> int:
-    """How many other settings' quartile ranges, in time an image, overlap with that of the fastest."""
+def overlaps(place: Place, path: str) -> int | None:
+    """How many other settings' quartile ranges, in time an image, overlap with the fastest's; None if not judged."""
     rows, best = place.model_rows(path), place.best(path)
+    if too_few(rows):
+        return None
     return int((per_image(rows, "q1") <= best["q3"] / best["images"]).sum()) - 1
 
 
@@ -118,22 +142,27 @@ def against_reference(place: Place) -> str:
 # From which batch size on
 
 
-def wins(place: Place, path: str) -> dict[str, pd.Series]:
+def wins(place: Place, path: str) -> dict[str, pd.Series | None]:
     """At which batch sizes a way to run the model beats the pipeline: "image by image" and "in batches" → bool a size.
 
-    Beyond the spread: the slower quartile of the slowest shuffle and drop_last against the pipeline's faster one.
+    Beyond the spread: the slower quartile of the slowest shuffle and drop_last against the pipeline's faster one. None
+    for both where the repeats are too few.
     """
     rows = place.rows[(place.rows["path"] == path) & (place.rows["num_workers"] == 0)]
     slowest = speedup_at(rows, "q3").groupby(rows["batch_size"]).min()
-    batched = place.table[place.table["path"] == "batched"].set_index("batch_size")
+    batched = place.table[(place.table["path"] == "batched") & (place.table["reason"] == "")].set_index("batch_size")
+    if too_few(rows, batched):
+        return dict.fromkeys(("image by image", "in batches"))
     return {
         "image by image": slowest > 1,
         "in batches": slowest > speedup_at(batched, "q1").reindex(slowest.index),
     }
 
 
-def from_size(won: pd.Series) -> int | None:
+def from_size(won: pd.Series | None) -> int | None:
     """The batch size from which on `won` (a bool a size, ascending) is true to the end; None if its last is not."""
+    if won is None:
+        return None
     from_here_on = won[::-1].cummin()[::-1]
     return int(from_here_on.idxmax()) if from_here_on.any() else None
 
@@ -142,6 +171,11 @@ def wins_from(place: Place, path: str) -> str:
     """From which batch size on a way to run the model beats the pipeline, run image by image and run in batches."""
     parts = []
     for rival, won in wins(place, path).items():
+        if won is None:
+            return (
+                f"On {place.name}, from which batch size on {WAYS[path]} beats the pipeline {UNJUDGED} from fewer than "
+                f"{LEAST_REPEATS} repeats."
+            )
         name = "run image by image" if rival == "image by image" else "run in batches of the same size"
         if won.all():
             parts.append(f"beats the pipeline {name} at every batch size measured, {won.index[0]} included")
@@ -179,8 +213,6 @@ def effect(place: Place, path: str, name: str) -> dict | None:
     quicker = int((pairs["q3_on"] < pairs["q1_off"]).sum())
     needed = APART_SHARE * len(pairs)
     verdict = "costs time" if slower >= needed else "saves time" if quicker >= needed else "makes no clear difference"
-    if rows["repeats"].min() < LEAST_REPEATS:
-        verdict = "cannot be judged"
     return {
         "pairs": len(pairs),
         "ratio": ratio.median(),
@@ -188,7 +220,7 @@ def effect(place: Place, path: str, name: str) -> dict | None:
         "most": ratio.max(),
         "slower": slower,
         "quicker": quicker,
-        "verdict": verdict,
+        "verdict": judged(verdict, rows),
     }
 
 
@@ -239,7 +271,7 @@ def workers(place: Place) -> pd.DataFrame:
 def workers_verdict(place: Place) -> str | None:
     """Whether raising num_workers "helps", "makes it slower" or "makes no clear difference"; None if not judged."""
     sweep = workers(place)
-    if sweep.empty or sweep["repeats"].min() < LEAST_REPEATS:
+    if sweep.empty or too_few(sweep):
         return None
     none, more = sweep.iloc[0], sweep.iloc[1:]
     if (more["q1"] > none["q3"]).all():
@@ -270,8 +302,8 @@ def waterfall(place: Place) -> pd.DataFrame:
     """The steps from the pipeline image by image to the fast way, at the largest batch size that has them all.
 
     In order, without drop_last. Columns: path, name, batch_size, speedup (over image by image), factor (the speed-up
-    over that of the step before) with low and high, the factor by the worse and the better pair of quartiles. Empty if
-    a step is missing.
+    over that of the step before) with low and high, the factor by the worse and the better pair of quartiles, and
+    verdict, as of `against`. Empty if a step is missing.
     """
     table = place.table
     rows = table[(table["reason"] == "") & (table["num_workers"] == 0) & ~table["shuffle"] & ~table["drop_last"]]
@@ -291,7 +323,12 @@ def waterfall(place: Place) -> pd.DataFrame:
     worst, best = speedup_at(found, "q3"), speedup_at(found, "q1")
     found["factor"] = found["speedup"] / found["speedup"].shift()
     found["low"], found["high"] = worst / best.shift(), best / worst.shift()
-    return found[["path", "name", "batch_size", "speedup", "factor", "low", "high"]]
+    rows = [row for _, row in found.iterrows()]
+    found["verdict"] = [
+        None,
+        *(judged(verdict_of(now["low"], now["high"]), before, now) for before, now in pairwise(rows)),
+    ]
+    return found[["path", "name", "batch_size", "speedup", "factor", "low", "high", "verdict"]]
 
 
 def contributions(place: Place) -> str:
@@ -301,9 +338,11 @@ def contributions(place: Place) -> str:
         return ""
     parts = []
     for step in steps.iloc[1:].itertuples():
-        verdict = "speeds up" if step.low > 1 else "slows down" if step.high < 1 else "makes no clear difference"
-        parts.append(f"{CHANGES[step.path]} {verdict}: {times_text(step.factor)} [{step.low:.3g}, {step.high:.3g}]")
+        verdict = {"faster": "speeds up", "slower": "slows down"}.get(step.verdict, "makes no clear difference")
+        verdict = f"{UNJUDGED} from so few repeats" if step.verdict == UNJUDGED else verdict
+        parts.append(f"{CHANGES[step.path]} {verdict}: {ratio_text(step.factor, step.low, step.high)}")
     floor = place.floor
+    bracket = " (the bracket has the ratio of the quartiles, at worst and at best)" if "[" in "".join(parts) else ""
     limit = (
         ""
         if floor is None
@@ -311,8 +350,8 @@ def contributions(place: Place) -> str:
         f"({spread_text(floor)})."
     )
     return (
-        f"On {place.name}, at batch size {steps['batch_size'].iloc[0]} and in order, each step against the one before "
-        f"(the bracket has the ratio of the quartiles, at worst and at best): {'; '.join(parts)}. Together "
+        f"On {place.name}, at batch size {steps['batch_size'].iloc[0]} and in order, each step against the one before"
+        f"{bracket}: {'; '.join(parts)}. Together "
         f"{times_text(steps['speedup'].iloc[-1])}.{limit} Learning as such adds nothing: any weights take "
         "the same sums, but for the clamp, which the folded model leaves out where no output could be clipped."
     )

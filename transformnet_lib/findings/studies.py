@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ..timing import NOISY_SPREAD, is_noisy
-from .speed import against_text, verdict_of
+from .speed import against_text, judged, verdict_of
 from .text import WAY_NAMES, code, counted, device_text, escape, listed, scientific, spread_text, times_text
 
 STAR = f"a star marks times whose quartiles lie farther apart than {NOISY_SPREAD:.0%} of the median"
@@ -82,11 +82,13 @@ def quickest_peers(peers: pd.DataFrame) -> dict[str, dict]:
         others = rows[rows["max_difference"].notna() & ~rows["name"].str.startswith("TransformNet")]
         if len(ours) and len(others):
             best, own = others.loc[others["seconds"].idxmin()], ours.iloc[0]
+            low, high = best["q1"] / own["q3"], best["q3"] / own["q1"]
             found[device] = {
                 "name": best["name"],
                 "ratio": best["seconds"] / own["seconds"],
-                "low": best["q1"] / own["q3"],
-                "high": best["q3"] / own["q1"],
+                "low": low,
+                "high": high,
+                "verdict": judged(verdict_of(low, high), best, own),
             }
     return found
 
@@ -98,9 +100,8 @@ def peers_text(peers: pd.DataFrame) -> str:
         rows = peers[(peers["reason"] == "") & (peers["device"] == device)]
         own = rows.loc[rows["name"].str.startswith("TransformNet, the fast"), "max_difference"].iloc[0]
         others = rows[rows["max_difference"].notna() & ~rows["name"].str.startswith("TransformNet")]
-        found = best | {"verdict": verdict_of(best["low"], best["high"])}
         rival = f"the quickest of the others, {escape(best['name'])}"
-        sentences.append(f"On {device_text(device)}, the model run the fast way is {against_text(found)} {rival}.")
+        sentences.append(f"On {device_text(device)}, the model run the fast way is {against_text(best)} {rival}.")
         if own > 1:
             sentences.append(
                 f"Its pictures differ by up to {own:.1f} grey levels, since its weights are what this run learned."

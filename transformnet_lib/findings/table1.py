@@ -72,7 +72,8 @@ def _measured(place: Place) -> dict[tuple, dict]:
     for index, row in rows.iterrows():
         median, q1, q3 = (row[name] * 1000 for name in ("seconds", "q1", "q3"))
         digits = decimals(median)
-        text = f"{median:.{digits}f} [{q1:.{digits}f}, {q3:.{digits}f}]{'*' if star[index] else ''}{dagger}"
+        quartiles = "" if row["repeats"] == 1 else f" [{q1:.{digits}f}, {q3:.{digits}f}]"
+        text = f"{median:.{digits}f}{quartiles}{'*' if star[index] else ''}{dagger}"
         key = (row["path"], row["batch_size"], row["shuffle"], row["drop_last"])
         found[key] = {"text": text, **row[["seconds", "speedup", "images"]]}
     return found
@@ -82,9 +83,11 @@ def table1_caption(group: Sequence[Place], runs: Sequence[Run]) -> str:
     """What the columns of this Table 1 are; `runs` are named where no place is there that could be."""
     own = [run for run in runs if any(run is place.run for place in group)] or runs
     labels = listed([code(label) for label in dict.fromkeys(place.run.label for place in group)]) if group else "no run"
+    single = bool(group) and all((place.rows["repeats"] == 1).all() for place in group)
+    times = "single times" if single else "median and quartiles"
     return (
         "The paper's settings: its times, single measurements on its machine, and those measured here "
-        f"({labels}) as median and quartiles, the model run the paper's way (reference) and the fast way. × is the "
+        f"({labels}) as {times}, the model run the paper's way (reference) and the fast way. × is the "
         "speed-up over the same machine's pipeline run image by image; ratio, the reference's time over the fast "
         "one's; images, those of a pass here. "
         f"A star marks disturbed rows: quartiles farther apart than {NOISY_SPREAD:.0%} of the median, or measured "

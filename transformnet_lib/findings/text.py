@@ -29,7 +29,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def spread_text(row: Mapping[str, float]) -> str:
-    """A time's median with its quartiles, all with the median's unit and decimals.
+    """A time's median with its quartiles, all with the median's unit and decimals; a single time alone.
 
     >>> spread_text({"seconds": 0.01309, "q1": 0.013, "q3": 0.01821})
     '13.1 ms [13.0, 18.2]'
@@ -37,7 +37,17 @@ def spread_text(row: Mapping[str, float]) -> str:
     unit, scale = ("ms", 1000) if row["seconds"] < 1 else ("s", 1)
     median, q1, q3 = (row[name] * scale for name in ("seconds", "q1", "q3"))
     digits = decimals(median)
-    return f"{median:.{digits}f} {unit} [{q1:.{digits}f}, {q3:.{digits}f}]"
+    quartiles = "" if row.get("repeats") == 1 else f" [{q1:.{digits}f}, {q3:.{digits}f}]"
+    return f"{median:.{digits}f} {unit}{quartiles}"
+
+
+def repeats_text(repeats: int) -> str:
+    """What a time of so many repeats is.
+
+    >>> repeats_text(1), repeats_text(5)
+    ('a single time', 'the median and quartiles of 5 repeats')
+    """
+    return "a single time" if repeats == 1 else f"the median and quartiles of {repeats} repeats"
 
 
 def decimals(value: float) -> int:
@@ -52,6 +62,15 @@ def decimals(value: float) -> int:
 def times_text(factor: float) -> str:
     """A ratio as "5.6×"."""
     return f"{factor:.3g}×" if factor >= 0.1 else f"{factor:.2g}×"
+
+
+def ratio_text(ratio: float, low: float, high: float) -> str:
+    """A ratio with those of the quartiles at worst and at best, which single times have not.
+
+    >>> ratio_text(5.61, 5.4, 5.9), ratio_text(5.61, 5.61, 5.61)
+    ('5.61× [5.4, 5.9]', '5.61×')
+    """
+    return times_text(ratio) + ("" if low == high else f" [{low:.3g}, {high:.3g}]")
 
 
 def scientific(value: float, digits: int = 2) -> str:

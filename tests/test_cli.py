@@ -120,7 +120,7 @@ def test_unknown_options_are_refused():
     assert "--colour" in done.stderr
 
 
-def test_a_forced_report_that_was_made_can_be_forced_again(monkeypatch, tmp_path):
+def test_a_forced_report_that_was_made_can_be_forced_again(monkeypatch, tmp_path, capsys):
     note = tmp_path / report.FORCED
 
     def make_runs(devices, runs_dir, **options):
@@ -129,11 +129,12 @@ def test_a_forced_report_that_was_made_can_be_forced_again(monkeypatch, tmp_path
 
     def make_report(runs, out, **options):
         assert note.exists()
-        (tmp_path / "report.json").write_text('{"answer": "Yes. And more."}')
+        (tmp_path / "report.json").write_text('{"answer": "Yes. And more.", "places": {"cpu": {"spoiled": true}}}')
         return [tmp_path / "report.json"]
 
     monkeypatch.setattr(report, "make_runs", make_runs)
     monkeypatch.setattr(report, "make_report", make_report)
     monkeypatch.setattr(runs, "shipped_runs", lambda made: [])
     cli.report(force=True, runs_dir=tmp_path, out=tmp_path)
+    assert capsys.readouterr().err == "Yes.\ncpu: most rows were disturbed, so the times say little\n"
     assert not note.exists()

@@ -557,7 +557,8 @@ def test_a_negative_weight_is_remarked_on_where_the_loss_is_small(run, monkeypat
     ],
 )
 def test_the_first_sentence_follows_the_measured_distance(run, monkeypatch, results, dead, answer, of_the_run):
-    stage = run.stage_info("compare") | {"results": results}
+    others = run.stage_info("train")["images"]  # else the benchmark would be refused as another model's
+    stage = run.stage_info("compare") | {"results": results, "images": others}
     monkeypatch.setattr(
         Run, "stage_info", lambda self, name, f=Run.stage_info: stage if name == "compare" else f(self, name)
     )
@@ -587,7 +588,11 @@ def test_training_images_of_no_colour_show_nothing(tmp_path, test_set, recipe, c
     (point,) = abstract.conclusion([run])
     undetermined = kind == "undetermined"
     assert (abstract.closest_run([run]) is None) is undetermined
-    assert ("these images cannot tell.** `r`" in point) is ("images only) cannot tell: the" in point) is undetermined
+    assert (
+        ("these images cannot tell.** `r`" in point)
+        is ("images only) cannot tell whether it can: the" in point)
+        is undetermined
+    )
     assert ("No run here shows whether three trained weights" in abstract.answer([run])) is undetermined
     assert "it is the pipeline." not in point
 
@@ -671,8 +676,14 @@ def test_the_conclusion_takes_the_speed_apart_and_its_factors_multiply_out(measu
 @pytest.mark.parametrize(
     ("kinds", "told"),
     [
-        ({"a": "equal", "b": "close"}, ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot, though"]),
-        ({"a": "equal", "b": "undetermined"}, ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot tell: the"]),
+        (
+            {"a": "equal", "b": "close"},
+            ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot stand in for the pipeline, though"],
+        ),
+        (
+            {"a": "equal", "b": "undetermined"},
+            ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot tell whether it can: the"],
+        ),
         (
             {"a": "dead", "b": "undetermined"},
             ["It is not the pipeline here.** `a`", "`b` (preset `paper`) cannot tell"],
@@ -777,6 +788,14 @@ def test_a_training_that_ended_before_it_settled_says_so_and_what_to_do(tmp_path
     text = learning.weights_distance(run)
     assert ("ended before it had settled" in text) is told
     assert ("`--epochs 26`" in text) is told  # 17 steps an epoch: 21 epochs for 350 steps, and 4 + 1 to see it
+
+
+@pytest.mark.parametrize(("spread", "verdicts"), [(0.3, {"not clear here"}), (0.01, {"holds"})])
+def test_disturbed_times_decide_no_claim(measured, spread, verdicts):
+    rows = table(lambda size, *_: 1.6 / size, fast=lambda *_: 0.02, spread=spread)
+    of_speed = claims([measured(rows)])[2:4]
+    assert {claim.verdict for claim in of_speed} == verdicts
+    assert all(("(most rows disturbed)" in claim.here["cpu"]) is (spread > 0.1) for claim in of_speed)
 
 
 @pytest.mark.parametrize(("spread", "warned"), [(0.3, True), (0.01, False)])

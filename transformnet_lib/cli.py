@@ -238,8 +238,12 @@ def report(
     files = make_report([*made, *shipped], out, title=title, author=author)
     for file in files:
         typer.echo(file)
-    first, _, _ = one_line(json.loads(files[-1].read_text())["answer"]).partition(". ")
+    numbers = json.loads(files[-1].read_text())
+    first, _, _ = one_line(numbers["answer"]).partition(". ")
     typer.echo(f"{first}.", err=True)
+    for title, place in numbers["places"].items():
+        if place["spoiled"]:
+            typer.echo(f"{one_line(title)}: most rows were disturbed, so the times say little", err=True)
     if not run:
         forced_done(runs_dir)
 

@@ -201,7 +201,7 @@ def open_runs(run_dirs: Sequence[str | Path]) -> "list[Run]":
         if first != other:
             raise RunError(
                 f"{run.path}: other test images of {stage} ({other}) than of {tested[0][1]} in {tested[0][0].path} "
-                f"({first})"
+                f"({first}); `transformnet {stage} --run-dir {run.path} --force` makes it anew on those of now"
             )
     compared = [run for run in runs if run.has("compare")]
     for run in compared:

@@ -10,7 +10,7 @@ from ..runs import Run
 from ..timing import MAX_MSE
 from ..training import load_least_squares, load_training
 from .learning import preset_text
-from .places import Place, disturbed, places
+from .places import Place, disturbed, places, spoiled
 from .speed import SWEEP, TOO_FEW, UNJUDGED, against, against_text, both_paths, waterfall
 from .table1 import not_measured
 from .text import code, counted, escape, listed, repeats_text, scientific, spread_text, times_text
@@ -109,10 +109,10 @@ def _speed(place: Place) -> str:
 
 def _spoiled(place: Place) -> str:
     """A warning where most of the measurements were disturbed; else empty."""
+    if not spoiled(place):
+        return ""
     rows = place.rows
     count = int(disturbed(rows).sum())
-    if count <= len(rows) / 2:
-        return ""
     return (
         f" **{count} of {counted(len(rows), 'row')} were disturbed by other work on this machine**, so these times say "
         "little: measure again when it is quiet."
@@ -161,11 +161,12 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
     compared = [run for run in runs if run.has("compare")]
     told = {
         "equal": "can stand in for the pipeline wherever an 8-bit picture would do.",
-        "close": "cannot, though the loss is small and the pictures look alike: the weights tell, not the pictures.",
-        "far": "cannot: the pictures are visibly others.",
-        "dead": "cannot: the start had no gradient to learn from.",
-        "undetermined": "cannot tell: the training images are grey or of too few colours, and a small error on such "
-        "images says nothing of others.",
+        "close": "cannot stand in for the pipeline, though the loss is small and the pictures look alike: the weights "
+        "tell, not the pictures.",
+        "far": "cannot stand in for the pipeline: the pictures are visibly others.",
+        "dead": "cannot stand in for the pipeline: the start had no gradient to learn from.",
+        "undetermined": "cannot tell whether it can: the training images are grey or of too few colours, and a small "
+        "error on such images says nothing of others.",
     }
     kinds = {kind: [run for run in compared if distance(run) == kind] for kind in told}
     points = [f"{_named(of_kind)} {told[kind]}" for kind, of_kind in kinds.items() if of_kind]

@@ -10,7 +10,7 @@ from ..runs import Run
 from ..training import load_config, load_training
 from .abstract import distance
 from .learning import changes
-from .places import per_image, places, speedup_at
+from .places import Place, per_image, places, speedup_at, spoiled
 from .speed import LEAST_REPEATS, TOO_FEW, UNJUDGED, judged, too_few, verdict_of, workers, workers_verdict
 from .text import ratio_text, scientific, times_text
 
@@ -59,6 +59,11 @@ NOT_TIMED = "no time of the model was taken"
 JUDGED = {"faster": HOLDS, "slower": FAILS}  # others are UNCLEAR
 
 
+def _busy(place: Place) -> str:
+    """A note where most rows of a place are disturbed, so that its times decide nothing; else empty."""
+    return " (most rows disturbed)" if spoiled(place) else ""
+
+
 def _learns(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
     for run in (run for run in _recipe(runs) if run.has("compare")):
@@ -98,8 +103,9 @@ def _beats_one_by_one(runs: Sequence[Run]) -> Claim:
         found = [judged(verdict_of(*pair), rows) for pair in pairs]
         least, most = rows["speedup"].min(), rows["speedup"].max()
         numbers[place.title] = {"least": least, "most": most, "settings": len(rows), "slower": found.count("slower")}
-        here[place.title] = f"{times_text(least)} to {times_text(most)}{TOO_FEW if too_few(rows) else ''}"
-        verdicts[place.title] = FAILS if "slower" in found else HOLDS if set(found) == {"faster"} else UNCLEAR
+        here[place.title] = f"{times_text(least)} to {times_text(most)}{TOO_FEW if too_few(rows) else ''}{_busy(place)}"
+        verdict = FAILS if "slower" in found else HOLDS if set(found) == {"faster"} else UNCLEAR
+        verdicts[place.title] = UNCLEAR if spoiled(place) else verdict
     published = paper.table1()
     processed = paper.IMAGES - published["drop_last"] * (paper.IMAGES % published["batch_size"])
     theirs = paper.SEQUENTIAL_SECONDS / paper.IMAGES / (published["seconds"] / processed)
@@ -128,8 +134,8 @@ def _larger_batches(runs: Sequence[Run]) -> Claim:
         numbers[place.title] = {"ratio": ratio, "low": low, "high": high, "least": least, "most": most}
         verdict = judged(verdict_of(low, high), small, large)
         few = TOO_FEW if verdict == UNJUDGED else ""
-        here[place.title] = f"{ratio_text(ratio, low, high)} as fast{few} at {most} as at {least} images"
-        verdicts[place.title] = JUDGED.get(verdict, UNCLEAR)
+        here[place.title] = f"{ratio_text(ratio, low, high)} as fast{few} at {most} as at {least} images{_busy(place)}"
+        verdicts[place.title] = UNCLEAR if spoiled(place) else JUDGED.get(verdict, UNCLEAR)
     return Claim("Larger batches are faster (512 against 16 images, in its table)", here, verdicts, numbers, NOT_TIMED)
 
 
@@ -148,7 +154,7 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
         row, kind = place.best("reference"), place.kind
         time = row["seconds"] / row["images"]
         if kind not in best or time < best[kind][0]:
-            best[kind] = (time, row, place.title)
+            best[kind] = (time, row, place)
     if not {"cpu", "cuda"} <= set(best):
         missing = "CUDA" if "cpu" in best else "the CPU"
         return Claim(claim, numbers=numbers, untested=f"not measured on {missing}" if best else NOT_TIMED)
@@ -160,21 +166,21 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
     ratio, low, high = ratio_of("seconds", "seconds"), ratio_of("q1", "q3"), ratio_of("q3", "q1")
     verdict = judged(verdict_of(low, high), cpu, cuda)
     few = TOO_FEW if verdict == UNJUDGED else ""
-    where = f"{of_cuda} against {of_cpu}"
-    here = {where: f"{ratio_text(ratio, low, high)} as fast{few}, each at its best of the settings swept"}
+    where, busy = f"{of_cuda.title} against {of_cpu.title}", _busy(of_cuda) or _busy(of_cpu)
+    here = {where: f"{ratio_text(ratio, low, high)} as fast{few}, each at its best of the settings swept{busy}"}
     numbers[where] = {"ratio": ratio, "low": low, "high": high}
-    return Claim(claim, here, {where: JUDGED.get(verdict, UNCLEAR)}, numbers)
+    return Claim(claim, here, {where: UNCLEAR if busy else JUDGED.get(verdict, UNCLEAR)}, numbers)
 
 
 def _workers(runs: Sequence[Run]) -> Claim:
-    found = {place.title: workers_verdict(place) for place in places(runs)}
-    judged = {name: verdict for name, verdict in found.items() if verdict}
+    found = {place: workers_verdict(place) for place in places(runs)}
+    judged = {place: verdict for place, verdict in found.items() if verdict}
     kinds = {"makes it slower": HOLDS, "helps": FAILS}
-    few = any(found[place.title] is None and len(workers(place)) for place in places(runs))
+    few = any(verdict is None and len(workers(place)) for place, verdict in found.items())
     how = f"measured with fewer than {LEAST_REPEATS} repeats" if few else "not measured"
     return Claim(
         "More num_workers give worse times",
-        {name: f"raising it {verdict}" for name, verdict in judged.items()},
-        {name: kinds.get(verdict, UNCLEAR) for name, verdict in judged.items()},
+        {place.title: f"raising it {verdict}{_busy(place)}" for place, verdict in judged.items()},
+        {place.title: UNCLEAR if spoiled(place) else kinds.get(verdict, UNCLEAR) for place, verdict in judged.items()},
         untested=f"num_workers was {how}" if found else NOT_TIMED,
     )

@@ -15,7 +15,7 @@ from ..timing import load_benchmark
 from ..training import load_config, load_least_squares, load_training
 from .abstract import answer
 from .claims import claims
-from .places import Place, disturbed, places
+from .places import Place, disturbed, places, spoiled
 from .speed import against, both_paths, effect, from_size, overlaps, waterfall, wins, workers, workers_verdict
 from .studies import growth, quickest_peers
 
@@ -123,6 +123,7 @@ def _place(place: Place) -> dict:
         "steps": waterfall(place),
         "rows": len(place.rows),
         "disturbed_rows": int(disturbed(place.rows).sum()),
+        "spoiled": spoiled(place),
         "noisy_rows": int(place.rows["noisy"].sum()),
         "largest_load_average": place.rows["load_average"].max(),
     }

@@ -106,3 +106,8 @@ def disturbed(rows: pd.DataFrame) -> pd.Series:
     """Whether rows are noisy, or were measured in a slow or fast phase of the machine, told by their own baseline."""
     of_baseline = rows["sequential_seconds_per_image"] / rows["sequential_seconds_per_image"].median()
     return rows["noisy"] | ((of_baseline - 1).abs() > NOISY_SPREAD)
+
+
+def spoiled(place: Place) -> bool:
+    """Whether most rows of a place are disturbed, so that its times say little."""
+    return bool(disturbed(place.rows).mean() > 0.5)

@@ -734,7 +734,10 @@ def test_seeds_are_summed_up_by_preset():
     assert shown["dead starts"].tolist() == ["1", "0"]
     assert shown.loc["paper", "largest weight error"] == "0.3 [0.1, 0.9]"
     text = studies.seeds_text(seeds)
-    assert "`paper`, 1 start of 3 is dead; the largest weight error of the others is between 0.1 and 0.3." in text
+    assert (
+        "`paper`, 1 start of 3 is dead (the clamp gives no gradient there); the largest "
+        "weight error of the others is between 0.1 and 0.3." in text
+    )
     assert "With the preset `precise`, no start of 3 is dead" in text
 
 

@@ -92,7 +92,8 @@ def _keeps_the_best(runs: Sequence[Run]) -> Claim:
         here[run.label] = f"restored {scientific(trained.best_val_mse)}, lowest of any epoch {scientific(lowest)}"
         verdicts[run.label] = HOLDS if trained.best_val_mse <= lowest else FAILS
     claim = "Early stopping keeps the best validation loss"
-    return Claim(claim, here, verdicts, numbers, "early stopping ended no living run of the preset paper, unchanged")
+    untested = "early stopping ended no run of the preset paper, unchanged, that learned anything"
+    return Claim(claim, here, verdicts, numbers, untested)
 
 
 def _beats_one_by_one(runs: Sequence[Run]) -> Claim:

@@ -42,7 +42,8 @@ def seeds_text(seeds: pd.DataFrame) -> str:
         dead = rows["dead"].sum()
         alive = rows[~rows["dead"]]
         starts = (
-            f"{counted(dead, 'start')} of {len(rows)} {'is' if dead == 1 else 'are'} dead"
+            f"{counted(dead, 'start')} of {len(rows)} {'is' if dead == 1 else 'are'} dead (the clamp gives no gradient "
+            "there)"
             if dead
             else f"no start of {len(rows)} is dead"
         )

@@ -26,7 +26,7 @@ import psutil
 import pytest
 from soak import COMMANDS, RUN, STATUS, Soak, make_images
 
-from transformnet_lib import CustomDataset, Run, TrainConfig, files, report, runs, train
+from transformnet_lib import CustomDataset, Run, TrainConfig, cli, files, report, runs, train
 from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
 from transformnet_lib.files import locked
 from transformnet_lib.report import check_executed, export, forced_done, forced_over, make_report, make_runs, run_stage
@@ -479,6 +479,18 @@ def test_somebodys_own_notebook_is_neither_replaced_nor_removed(notebook, tmp_pa
     with pytest.raises(NotebookError, match=r"report\.ipynb: not executed by a command"):
         make_report([reference_run().path], folder, title=None, author=None)
     assert (folder / "report.ipynb").read_bytes() == before
+
+
+def test_somebodys_own_notebook_is_refused_before_the_runs_of_a_report_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "run_stage", lambda *arguments: pytest.fail("a stage was begun"))
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/benchmark.ipynb").write_text("{}")
+    sweep = {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "repeats": 1}
+    with pytest.raises(NotebookError, match=r"cpu/benchmark\.ipynb: not executed by a command"):
+        make_runs(["cpu"], tmp_path, train=TRAIN, benchmark=sweep, force=False)
+    (tmp_path / "report.ipynb").write_text("{}")
+    with pytest.raises(NotebookError, match=r"report\.ipynb: not executed by a command"):
+        cli.report(device=["cpu"], data="photos", runs_dir=tmp_path / "runs", out=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["-r", "{run_dir}", "http:"])

@@ -342,7 +342,8 @@ def test_a_damaged_record_beside_a_stage_made_anew_is_no_dead_end(made, state):
     waiting = Run(made.path / f".compare.{state}")
     shutil.copytree(made.path, waiting.path)
     (made.path / "run.json").write_text('{"format": 2, "sta')
-    assert "run.json: damaged or not ours" in refusal(lambda: do(made, "compare", force=True))
+    told = refusal(lambda: do(made, "compare", force=True))
+    assert "run.json: damaged or not ours" in told and f"`transformnet train --run-dir {made.path} --force`" in told
     assert waiting.path.exists()
     force_train(made)
     assert list(made.info["stages"]) == ["train"] and not list(made.path.glob(".compare*"))

@@ -218,12 +218,13 @@ def report(
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
     from .files import check_path
-    from .report import check_front, forced_done, make_report, make_runs
+    from .report import check_front, forced_done, make_report, make_runs, refuse_others
     from .runs import Run, shipped_runs
     from .sizes import SIZES
 
     check_path("out", out)
     check_front(title, author)
+    refuse_others(out / "report.ipynb")
     made = run or make_runs(
         device or [],
         runs_dir,

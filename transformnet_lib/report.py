@@ -302,8 +302,9 @@ def make_runs(
             }
             todo += [(stage, run_dir, of_stage[stage]) for stage in stages]
             run_dirs.append(run_dir)
-    for stage, _, parameters in todo:
-        check_stage(stage, parameters)  # before the first long one
+    for stage, run_dir, parameters in todo:  # before the first long one
+        check_stage(stage, parameters)
+        refuse_others(run_dir / f"{stage}.ipynb")
     if force:
         for run_dir in run_dirs:
             Run(run_dir).settle()  # else what an earlier forced command had all but made would pass for old

@@ -284,7 +284,10 @@ class Run:
                 )
             check_schema(info)
         except (ValueError, RecursionError, fastjsonschema.JsonSchemaException) as error:
-            raise RunError(f"{self.path}/run.json: damaged or not ours: {_line(error)}") from error
+            raise RunError(
+                f"{self.path}/run.json: damaged or not ours: {_line(error)}; put back a good one, or make the run anew "
+                f"(`transformnet train --run-dir {self.path} --force`)"
+            ) from error
         return info
 
     @property

@@ -928,6 +928,24 @@ def test_a_file_that_is_gone_is_named(made, name, read):
     assert f"{made.path / name}: cannot be read" in refusal(lambda: read(made))
 
 
+def test_a_run_whose_record_is_gone_says_the_way_out(made):
+    (made.path / "run.json").unlink()
+    told = refusal(made.history)
+    assert "stage train: no record of it in run.json, though history.csv, weights.pt" in told
+    assert f"put run.json back, or `transformnet train --run-dir {made.path} --force` makes the run anew" in told
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(made, monkeypatch):
+    (made.path / "tensorboard").mkdir()
+
+    def failing(path, pattern):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "glob", failing)
+    told = refusal(lambda: do(made, "compare", force=True))
+    assert told == f"{made.path / 'tensorboard'}: cannot be read (Input/output error)"
+
+
 # Folders
 
 

@@ -751,15 +751,6 @@ def test_rows_of_other_repeats_than_asked_for_are_refused(stranger):
     assert "has rows of other repeats than the stage's parameters ask for" in refusal(stranger, "benchmark.csv")
 
 
-@pytest.mark.parametrize("mse", [0.0, 0.009])
-def test_times_of_another_model_are_refused(stranger, mse):
-    if not mse:
-        edit(stranger, "stages.compare.results", {"test_mse": 0.005, "max_error": 1.0})
-    row = next(i for i, row in enumerate((stranger.path / "benchmark.csv").read_text().splitlines()) if "fast" in row)
-    change(stranger, "benchmark.csv", row, mse=mse)
-    assert "times of another model than that of compare" in refusal(stranger, "benchmark.csv")
-
-
 @pytest.mark.parametrize("row", [1, 2, -1])
 def test_a_benchmark_that_lacks_a_row_is_refused(stranger, row):
     lines = (stranger.path / "benchmark.csv").read_text().splitlines(keepends=True)

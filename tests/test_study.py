@@ -235,7 +235,9 @@ def test_times_whose_quartiles_lie_far_apart_have_a_star():
 
 def test_sizes_above_the_images_go_through_them_again(exact, test_set, monkeypatch):
     passed = []
-    monkeypatch.setattr(sizes, "_prepare", lambda way, model, images, device: lambda: passed.append(len(images)) or 1.0)
+    monkeypatch.setattr(
+        sizes, "_prepare", lambda way, model, images, *_: (lambda: passed.append(len(images)) or 1.0, None)
+    )
     monkeypatch.setattr(sizes, "SEQUENTIAL_LIMIT", 100)
     table = study_sizes(exact, test_set.images[:40], sizes=[100, 30, 200], repeats=2)
     assert list(table.columns) == list(SIZE_COLUMNS)

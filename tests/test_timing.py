@@ -1,9 +1,10 @@
+import gc
 import shutil
-from contextlib import contextmanager, nullcontext
 
 import pandas as pd
 import pytest
 import torch
+from fake_cuda import fake_cuda
 
 from transformnet_lib import GRAY_WEIGHTS, Pipeline, Run, TransformNet, benchmark, test_inference_time, timing
 from transformnet_lib.errors import ParameterError, RunError
@@ -90,55 +91,62 @@ def test_one_pass_gives_positive_seconds(model, images, dtype, num_workers, path
     assert seconds > 0
 
 
-@contextmanager
-def fake_cuda(monkeypatch):
-    """CUDA's names, doing at once on the CPU what CUDA does later: tests the order of the host's steps, no more."""
-
-    class Stream:
-        def __init__(self, device=None): ...
-        def wait_event(self, event): ...
-
-    class Event:
-        def record(self, stream): ...
-        def synchronize(self): ...
-
-    def capture(network, batch):
-        output = network(batch)
-        return lambda: output.copy_(network(batch)), output
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
-        patch.setattr(torch.cuda, "Stream", Stream)
-        patch.setattr(torch.cuda, "Event", Event)
-        for name in ("stream", "device"):
-            patch.setattr(torch.cuda, name, lambda _: nullcontext())
-        patch.setattr(torch.cuda, "current_stream", Stream)
-        patch.setattr(timing, "capture", capture)
-        yield
-
-
 @pytest.mark.parametrize("path", [*PATHS, STEP, "graphed"])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("drop_last", "processed"), [(True, 48), (False, 50)])
 def test_each_path_runs_the_model_on_each_image_once(model, images, monkeypatch, path, shuffle, drop_last, processed):
     images = (images * 255).byte()
     options = {"batch_size": 16, "shuffle": shuffle, "drop_last": drop_last}
-    if path == "graphed":
-        with fake_cuda(monkeypatch):
-            run_pass = timing.graphed_pass(model.folded(), images=images, device=torch.device("cpu"), **options)
-            run_pass(keep=True)  # an odd or even number of batches before makes no difference
-            _, outputs = run_pass(keep=True)
-    else:
-        run_pass = prepare_pass(model, images=images, device=torch.device("cpu"), num_workers=0, path=path, **options)
-        _, outputs = run_pass(keep=True)
+    with fake_cuda(monkeypatch), torch.inference_mode():
+        work = prepared(model, images, path, **options)
+        list(work.outputs())  # an odd or even number of batches before makes no difference
+        order, outputs = work.order().tolist(), [output.clone() for output in work.outputs()]
     images = images / 255
     assert [len(output) for output in outputs[:3]] == [16, 16, 16]
     outputs, expected = torch.cat(outputs), model(images).detach()
     assert len(outputs) == processed == Setting(path, "cpu", 16, shuffle, drop_last).images(50)
-    where = [int((expected - output).abs().amax((1, 2, 3)).argmin()) for output in outputs]
-    torch.testing.assert_close(outputs, expected[where])
-    assert len(set(where)) == processed
-    assert (where == sorted(where)) != shuffle
+    torch.testing.assert_close(outputs, expected[order])
+    assert len(set(order)) == processed
+    assert (order == sorted(order)) != shuffle
+
+
+def prepared(model, images, path, **options) -> timing.Pass:
+    """A pass on the CPU; "graphed" is the fast path as it is on CUDA, under `fake_cuda`."""
+    device = torch.device("cpu")
+    if path == "graphed":
+        return timing.GraphedPass(model.folded(), images, device, **options)
+    return prepare_pass(model, images=images, device=device, path=path, **{"num_workers": 0} | options)
+
+
+@pytest.mark.parametrize("path", [*PATHS, STEP, "graphed"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shuffled_pass_is_compared_in_its_own_order(model, images, monkeypatch, path, num_workers):
+    targets = model.pipeline(images)
+    options = {"batch_size": 16, "shuffle": True, "drop_last": True}
+    options |= {} if path == "graphed" else {"num_workers": num_workers}
+    with fake_cuda(monkeypatch):
+        work = prepared(model, images, path, **options)
+        assert [work.mse(targets) < 1e-12 for _ in range(3)] == [True] * 3  # each pass has another order
+        assert work.mse(targets.flip(0)) > 1e-3
+
+
+def test_a_graph_keeps_alive_what_it_reads(model, images, monkeypatch):
+    with fake_cuda(monkeypatch), torch.inference_mode():
+        call = timing.GraphedCall(model.folded(), images.clone())
+        gc.collect()
+        call.input.copy_(images.flip(0))
+        call.replay()
+        torch.testing.assert_close(call.output, model(images.flip(0)).detach())
+
+
+def test_the_fake_graph_notices_what_is_gone(monkeypatch):
+    with fake_cuda(monkeypatch), torch.inference_mode():
+        call = timing.GraphedCall(torch.nn.Linear(2, 2).requires_grad_(False), torch.ones(1, 2))
+        call.replay()
+        del call.network
+        gc.collect()
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            call.replay()
 
 
 def test_a_shuffled_batch_is_not_gathered_before_its_buffers_last_copy_ended(monkeypatch):
@@ -239,16 +247,12 @@ def by_hand(monkeypatch):
     monkeypatch.setattr(timing, "batched_pass", lambda *a, batch_size: order.append(f"batched {batch_size}") or 1.0)
     monkeypatch.setattr(timing, "floor_pass", lambda *a: lambda: order.append("floor") or 1.0)
 
-    def prepare(model, *, path, batch_size, images, shuffle, drop_last, **options):
-        original = prepare_pass(
-            model, path=path, batch_size=batch_size, images=images, shuffle=shuffle, drop_last=drop_last, **options
-        )
-
-        def run_pass(keep=False):
-            order.append(f"{'check' if keep else 'time'} {path} {batch_size}")
-            return 1.0, original(keep)[1]
-
-        return run_pass
+    def prepare(model, *, path, batch_size, **options):
+        work = prepare_pass(model, path=path, batch_size=batch_size, **options)
+        mse = work.mse
+        work.mse = lambda targets: order.append(f"check {path} {batch_size}") or mse(targets)
+        work.seconds = lambda: order.append(f"time {path} {batch_size}") or 1.0
+        return work
 
     monkeypatch.setattr(timing, "prepare_pass", prepare)
     return order
@@ -268,12 +272,14 @@ def test_every_setting_has_a_row_and_the_baselines_are_exact(model, images):
     assert (table[table["path"] == "fast"]["setup_seconds"] > 0).all()
 
 
-def test_paths_take_turns_with_the_baseline_after_a_check_that_is_not_timed(model, images, by_hand):
+def test_paths_take_turns_with_the_baseline_between_two_checks_that_are_not_timed(model, images, by_hand):
     table = benchmark(model, images, **SMALL | {"repeats": 2})
     assert by_hand[:5] == ["sequential"] * 5  # warm-up; baseline and the row of its own, twice
-    first = by_hand[5 : 5 + 4 + 2 * 5]
-    assert first[:4] == ["batched 16", *(f"check {path} 16" for path in (*PATHS, STEP))]
-    assert first[4:] == ["sequential", "batched 16", *(f"time {path} 16" for path in (*PATHS, STEP))] * 2
+    first = by_hand[5 : 5 + 4 + 2 * 5 + 3]
+    checks = [f"check {path} 16" for path in (*PATHS, STEP)]
+    assert first[:4] == ["batched 16", *checks]  # warm-up
+    assert first[4:-3] == ["sequential", "batched 16", *(f"time {path} 16" for path in (*PATHS, STEP))] * 2
+    assert first[-3:] == checks
     assert (table["raw_seconds"] == "1.0 1.0").all()
 
 
@@ -322,8 +328,30 @@ def test_a_model_that_does_not_equal_the_pipeline_is_not_timed(images):
     table = benchmark(model, images, **SMALL)
     rows = table[table["path"].isin([*PATHS, STEP])]
     assert len(rows) == 9
-    assert rows["reason"].str.startswith("not measured: output differs from the ground truth (MSE 0.").all()
+    assert (
+        rows["reason"]
+        .str.fullmatch(r"not measured: output differs from the ground truth by 0\.\d+, more than 0.01")
+        .all()
+    )
     assert rows["seconds"].isna().all()
+
+
+@pytest.mark.parametrize("path", [*PATHS, STEP])
+def test_an_output_that_changes_while_it_is_timed_leaves_no_time(model, images, by_hand, monkeypatch, path):
+    prepare = timing.prepare_pass
+
+    def spoiled(model, **options):
+        work = prepare(model, **options)
+        if options["path"] == path:
+            work.seconds = lambda: work.network.register_forward_hook(lambda *_: _[-1] * 0.999) and 1.0
+        return work
+
+    monkeypatch.setattr(timing, "prepare_pass", spoiled)
+    table = benchmark(model, images, **SMALL)
+    rows = table[table["path"] == path]
+    assert rows["reason"].str.match(r"not measured: output off the ground truth by \S+, after the repeats by \S+").all()
+    assert rows["seconds"].isna().all()
+    assert (table.loc[table["path"] != path, "reason"] == "").all()
 
 
 def test_zero_batches_are_a_row_with_the_reason(model, images):
@@ -387,12 +415,15 @@ def test_cuda_is_timed(model, images):
 def test_on_cuda_the_fast_path_gives_every_image_once_too(model, shuffle):
     images = torch.randint(0, 256, (1000, 3, 32, 32)).byte()
     device, options = torch.device("cuda"), {"batch_size": 16, "drop_last": False, "num_workers": 0, "path": "fast"}
-    run_pass = prepare_pass(model, images=images, device=device, shuffle=shuffle, **options)
-    outputs = torch.cat(run_pass(keep=True)[1])
-    expected = model(images / 255).detach()
-    where = torch.cdist(outputs.flatten(1), expected.flatten(1)).argmin(1)
-    assert len(where.unique()) == 1000
-    torch.testing.assert_close(outputs, expected[where], rtol=0, atol=1e-6)
+    work = prepare_pass(model, images=images, device=device, shuffle=shuffle, **options)
+    with torch.inference_mode():
+        order = work.order()
+        gc.collect()
+        torch.cuda.empty_cache()  # what nobody keeps is the driver's again
+        junk = [torch.full((2**18,), torch.nan, device=device) for _ in range(100)]
+        outputs = torch.cat([output.cpu() for output in work.outputs()])
+    assert len(order.unique()) == 1000 and len(junk) == 100
+    torch.testing.assert_close(outputs, model(images / 255).detach()[order], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
+import copy
+import gc
 import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -11,8 +15,9 @@ from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, Run, Tr
 from transformnet_lib.data import split_indices
 from transformnet_lib.errors import DataError, ParameterError, RunError, TrainingError
 from transformnet_lib.model import seeded_model
+from transformnet_lib.optimum import least_squares_of
 from transformnet_lib.prepared import Prepared
-from transformnet_lib.training import Trainer, load_config, load_dataset, load_model, load_training
+from transformnet_lib.training import Trainer, finish, load_config, load_dataset, load_model, load_training
 
 
 def paper(**changes) -> TrainConfig:
@@ -310,15 +315,44 @@ def test_a_device_that_is_not_there_is_refused(train_set):
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+def assert_same_training(first: Trainer, second: Trainer) -> None:
+    """What holds between machines: the same path and restored epoch, and `precise` at the least-squares weights."""
+    weights, others = (pd.DataFrame(trainer.history)[["red", "green", "blue"]] for trainer in (first, second))
+    np.testing.assert_allclose(weights, others, atol=1e-5)
+    assert first.best_epoch == second.best_epoch
+    if first.config.preset == "precise":
+        optimum = least_squares_of(first.prepared).weights
+        for trainer in (first, second):
+            np.testing.assert_allclose(trainer.best_weights["mix.weight"].flatten(), optimum, atol=1e-6)
+
+
+def trained(dataset: CustomDataset, config: TrainConfig, prepared: Prepared | None = None) -> Trainer:
+    trainer = Trainer(dataset, config, prepared=prepared)
+    finish(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("preset", ["paper", "precise"])
+@pytest.mark.parametrize("batch_size", [32, 64])
+def test_another_machines_rounding_and_order_of_summing_leave_the_training_as_it_is(preset, batch_size, train_set):
+    config = TrainConfig.from_preset(preset, device="cpu", batch_size=batch_size, epochs=45)
+    other = Prepared(train_set, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randint(2, other.inputs.shape, generator=generator, dtype=torch.bool)
+    other.inputs = torch.where(up, other.inputs.nextafter(torch.ones(())), other.inputs)  # resized with other rounding
+    order = torch.randperm(other.pixels, generator=generator)
+    other.inputs, other.targets = other.inputs[..., order], other.targets[:, order]
+    assert_same_training(trained(train_set, config), trained(train_set, config, other))
+
+
 @cuda
 @pytest.mark.parametrize("preset", ["paper", "precise"])
-def test_cuda_follows_the_cpus_path(preset, train_set):
-    cpu, gpu = (
-        train(train_set, TrainConfig.from_preset(preset, device=device, epochs=5, batch_size=64))
-        for device in ("cpu", "cuda")
+@pytest.mark.parametrize("batch_size", [32, 64])
+def test_cuda_follows_the_cpus_path(preset, batch_size, train_set):
+    config = {"batch_size": batch_size, "epochs": 45}
+    assert_same_training(
+        *(trained(train_set, TrainConfig.from_preset(preset, device=device, **config)) for device in ("cpu", "cuda"))
     )
-    colours = ["red", "green", "blue"]
-    np.testing.assert_allclose(gpu.history[colours], cpu.history[colours], atol=1e-5)
 
 
 @cuda
@@ -328,6 +362,24 @@ def test_a_recorded_step_does_what_the_step_does(preset, train_set, monkeypatch)
     recorded = train(train_set, config)
     monkeypatch.setattr(Trainer, "step_as_graph", Trainer.step)
     assert train(train_set, config).model.weights == recorded.model.weights
+
+
+@pytest.mark.parametrize("preset", ["paper", "precise"])
+def test_a_recorded_step_reads_nothing_that_the_trainer_does_not_keep(preset, train_set, monkeypatch):
+    """On the CPU, with a fake graph; a checkpoint that is loaded after the recording replaces tensors that it read."""
+    config = TrainConfig.from_preset(preset, device="cpu", epochs=3, batch_size=64)
+    plain = trained(train_set, config)
+    with fake_cuda(monkeypatch):
+        first, second = Trainer(train_set, config), Trainer(train_set, config)
+        first.recorded = second.recorded = True
+        first.run_epoch()
+        second.run_epoch()
+        second.run_epoch()
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        gc.collect()
+        finish(second)
+    assert second.history[-1]["val_mse"] == pytest.approx(plain.history[-1]["val_mse"], rel=1e-6)
+    assert second.best_weights["mix.weight"].equal(plain.best_weights["mix.weight"])
 
 
 def test_a_training_mse_that_overflows_is_an_error(train_set):

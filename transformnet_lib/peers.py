@@ -22,7 +22,17 @@ from .errors import ParameterError
 from .machine import available_devices, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
-from .timing import NOT_MEASURED, float32_exactly, floor_pass, not_measured, prepare_pass, spread, take_turns
+from .timing import (
+    NOT_MEASURED,
+    Entry,
+    check_outputs,
+    float32_exactly,
+    floor_pass,
+    not_measured,
+    prepare_pass,
+    spread,
+    take_turns,
+)
 
 BATCH_SIZE = 512  # images; where there are batches
 
@@ -133,7 +143,12 @@ def study_peers(
     pipeline = model.pipeline
     with torch.inference_mode():
         targets = torch.cat([pipeline(to_float(chunk)) for chunk in images.split(BATCH_SIZE)])
-    rows, passes = [], []
+    rows, entries = [], []
+
+    def difference(outputs: list) -> float:
+        """The largest of a pixel from the ground truth, in grey levels."""
+        return (_grey_levels(outputs) - 255 * targets).abs().max().item()
+
     with torch.inference_mode(), float32_exactly():
         for device in devices:
             for name, prepare in _ways(model, images, torch.device(device)):
@@ -141,45 +156,46 @@ def study_peers(
                 rows.append(row)
                 try:
                     run_pass, outputs = prepare()
-                    if outputs is not None:
-                        row["max_difference"] = (_grey_levels(outputs) - 255 * targets).abs().max().item()
-                    passes.append((row, run_pass, []))
+                    error = outputs and (lambda outputs=outputs: difference(outputs()))
+                    entries.append(Entry(row, run_pass, error))
                 except NOT_MEASURED as error:
                     row["reason"] = not_measured(error)
+        check_outputs(entries)
         for _ in tqdm(range(repeats), desc="peers", unit="round", leave=False):
-            take_turns(passes)
-    for row, _, seconds in passes:
-        row |= spread(seconds)
-    baseline = next((row["seconds"] for row, _, _ in passes if row["name"] == BASELINE), math.nan)
-    for row, _, _ in passes:
-        row["speedup"] = baseline / row["seconds"]
+            take_turns(entries)
+        check_outputs(entries)
+    for entry in entries:
+        entry.row |= spread(entry.seconds) | {"max_difference": max(entry.errors, default=None)}
+    baseline = next((entry.row["seconds"] for entry in entries if entry.row["name"] == BASELINE), math.nan)
+    for entry in entries:
+        entry.row["speedup"] = baseline / entry.row["seconds"]
     return pd.DataFrame(rows).reindex(columns=list(PEER_COLUMNS)).fillna({"repeats": 0, "raw_seconds": ""})
 
 
 def _ways(model: TransformNet, images: Tensor, device: torch.device) -> Iterator[tuple[str, Callable]]:
-    """Name and preparation of each row on a device; a preparation gives the timed pass and its outputs, if any."""
+    """Name and preparation of each row on a device; a preparation gives the timed pass and what gives its outputs."""
     kind = device.type
 
-    def peer(way: Peer) -> tuple[Callable[[], float], list]:
+    def peer(way: Peer) -> tuple[Callable[[], float], Callable[[], list]]:
         if importlib.util.find_spec(way.package) is None:
             raise ParameterError(f"{way.package} is not installed (pip install -e '.[peers]')")
         if kind not in available_devices():
             raise ParameterError(f"no {kind.upper()} device")
         work = way.prepare(images, model.pipeline, device)
-        return (lambda: _timed(work, device)), work()
+        return (lambda: _timed(work, device)), work
 
-    def fast(source: Tensor) -> tuple[Callable[[], float], list]:
+    def fast(source: Tensor) -> tuple[Callable[[], float], Callable[[], list]]:
         options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0, "path": "fast"}
-        run_pass = prepare_pass(model, images=source, device=device, **options)
-        return (lambda: run_pass()[0]), run_pass(keep=True)[1]
+        work = prepare_pass(model, images=source, device=device, **options)
+        return work.seconds, lambda: [output.cpu() for output in work.outputs()]
 
-    def resident() -> tuple[Callable[[], float], list]:
+    def resident() -> tuple[Callable[[], float], Callable[[], list]]:
         folded, there = model.folded(), images.to(device)
 
         def work() -> list:
             return [folded(batch) for batch in there.split(BATCH_SIZE)]
 
-        return (lambda: _timed(work, device)), work()
+        return (lambda: _timed(work, device)), work
 
     for way in PEERS:
         if kind in way.devices:

@@ -14,8 +14,11 @@ from .errors import ParameterError
 from .model import TransformNet
 from .pipeline import to_float
 from .timing import (
+    MAX_MSE,
     NOT_MEASURED,
+    Entry,
     batched_pass,
+    check_outputs,
     float32_exactly,
     not_measured,
     prepare_pass,
@@ -48,15 +51,16 @@ def study_sizes(
     """Time each way on as many images as `sizes` say, with the columns `SIZE_COLUMNS`; smallest first.
 
     More images than `images`, uint8 (n, 3, h, w), has are the same ones gone through again and again, so that nothing
-    of that size is held. The ways take turns.
+    of that size is held. The ways take turns. The model's outputs are compared with the ground truth before and after.
     """
     check_sizes(sizes)
     rows = []
     with torch.inference_mode(), float32_exactly():
+        targets = torch.cat([model.pipeline(to_float(chunk)) for chunk in images.split(BATCH_SIZE)])
         for size in tqdm(sorted(set(sizes)), desc="sizes", unit="size", leave=False):
             _forget_peak()
             whole, rest = divmod(size, len(images))
-            passes, found = [], []
+            entries, found = [], []
             for way in ("sequential", "batched", "reference", "fast"):
                 if way == "sequential" and size > SEQUENTIAL_LIMIT:
                     continue
@@ -64,15 +68,19 @@ def study_sizes(
                 row = {"way": way, "device": where, "images": size, "repeats": 0, "raw_seconds": "", "reason": ""}
                 found.append(row)
                 try:
-                    parts = [(whole, _prepare(way, model, images, where))] if whole else []
-                    parts += [(1, _prepare(way, model, images[:rest], where))] if rest else []
-                    passes.append((row, lambda parts=parts: _run(parts), []))
+                    parts = [(whole, *_prepare(way, model, images, targets, where))] if whole else []
+                    parts += [(1, *_prepare(way, model, images[:rest], targets[:rest], where))] if rest else []
+                    errors = [error for _, _, error in parts if error]
+                    error = errors and (lambda errors=errors: max(error() for error in errors))
+                    entries.append(Entry(row, lambda parts=parts: _run(parts), error or None, MAX_MSE))
                 except NOT_MEASURED as error:
                     row["reason"] = not_measured(error)
+            check_outputs(entries)
             for _ in range(repeats):
-                take_turns(passes)
-            for row, _, seconds in passes:
-                row |= spread(seconds) | {"peak_mib": _peak_mib()}
+                take_turns(entries)
+            check_outputs(entries)
+            for entry in entries:
+                entry.row |= spread(entry.seconds) | {"peak_mib": _peak_mib()}
             rows += found
     return pd.DataFrame(rows).reindex(columns=list(SIZE_COLUMNS))
 
@@ -83,23 +91,24 @@ def check_sizes(sizes: Sequence[int]) -> None:
         raise ParameterError(f"sizes: expected a list of whole numbers from 1, got {sizes!r}")
 
 
-def _run(parts: list[tuple[int, Callable[[], float]]]) -> float:
+def _run(parts: list[tuple]) -> float:
     """Seconds of several timed passes, each run so many times."""
-    return sum(run_pass() for times, run_pass in parts for _ in range(times))
+    return sum(run_pass() for times, run_pass, _ in parts for _ in range(times))
 
 
-def _prepare(way: str, model: TransformNet, images: Tensor, device: str) -> Callable[[], float]:
-    """One way's timed pass over `images`, warmed up."""
+def _prepare(
+    way: str, model: TransformNet, images: Tensor, targets: Tensor, device: str
+) -> tuple[Callable[[], float], Callable[[], float] | None]:
+    """One way's timed pass over `images`, and its MSE against `targets`; None for the pipeline, which made them."""
     if way == "sequential":
         floats = to_float(images)
-        return lambda: sequential_pass(model.pipeline, floats)
+        return lambda: sequential_pass(model.pipeline, floats), None
     if way == "batched":
         floats = to_float(images)
-        return lambda: batched_pass(model.pipeline, floats, batch_size=BATCH_SIZE)
+        return lambda: batched_pass(model.pipeline, floats, batch_size=BATCH_SIZE), None
     options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0}
-    run_pass = prepare_pass(model, images=images, device=torch.device(device), path=way, **options)
-    run_pass()  # warm-up
-    return lambda: run_pass()[0]
+    work = prepare_pass(model, images=images, device=torch.device(device), path=way, **options)
+    return work.seconds, lambda: work.mse(targets)
 
 
 # Linux keeps the largest resident size of a process and can forget it: man proc_pid_clear_refs, man proc_pid_status

@@ -19,7 +19,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 
 import pandas as pd
@@ -33,7 +34,7 @@ from .errors import DataError, ParameterError, RunError
 from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
-from .runs import ROUNDING, Run, describe_images
+from .runs import Run, describe_images
 from .training import load_model
 from .untrusted import is_amount
 
@@ -47,7 +48,9 @@ STEP = "folded"  # between the two; measured once a batch size, without shuffle 
 WHOLE = ("sequential", "floor")  # without batches; their rows have batch size 1
 DEVICE = r"cpu|mps|cuda(:\d{1,4})?"  # as a table names it
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
-CHECKED_IMAGES = 1031  # of the output; no multiple of a usual batch size, so that a last, smaller batch is among them
+WARM_UP_IMAGES = (
+    1031  # of the pipeline in batches; no multiple of a usual batch size: a last, smaller one is among them
+)
 SEQUENTIAL_IMAGES = 500  # of the baseline's pass that each round of repeats begins with; 0.04 s on a 2020s core
 # A median whose quartiles lie farther apart than this part of it is called noisy: the interquartile range at which
 # torch.utils.benchmark begins to warn (torch/utils/benchmark/utils/common.py, _IQR_WARN_THRESHOLD).
@@ -73,7 +76,7 @@ BENCHMARK_COLUMNS = {
     "images_per_second": "float",
     "sequential_seconds_per_image": "float",  # median of the baseline's passes that took turns with this row's
     "speedup": "float",  # sequential seconds per image ÷ this row's seconds per image
-    "mse": "float",  # of the model's output against the ground truth, before timing; none for the pipeline and floor
+    "mse": "float",  # of the model's output against the ground truth, the larger of before and after the repeats
     "setup_seconds": "float",  # what is done once, outside the clock: loader, folding, pinning, graph capture
     "threads": "int",  # of PyTorch on the CPU
     "load_average": "float",  # processes running or waiting, over the last minute; none where not readable
@@ -182,7 +185,7 @@ def test_inference_time(
     float32 of the other paths, moving or folding the model, building the loader, pinning, graph capture.
     Raises ParameterError for a setting that cannot be run.
     """
-    run_pass = prepare_pass(
+    return prepare_pass(
         model,
         images=images,
         device=resolve_device(device),
@@ -191,9 +194,7 @@ def test_inference_time(
         drop_last=drop_last,
         num_workers=num_workers,
         path=path,
-    )
-    seconds, _ = run_pass()
-    return seconds
+    ).seconds()
 
 
 test_inference_time.__test__ = False  # its name is the paper's; pytest leaves it alone
@@ -210,8 +211,8 @@ def prepare_pass(
     drop_last: bool,
     num_workers: int,
     path: str,
-) -> Callable[..., tuple[float, list[Tensor]]]:
-    """Set up one path; each call of the answer is one pass: (seconds, outputs on the CPU if `keep` else [])."""
+) -> "Pass":
+    """Set up one path, outside the clock: what is returned is what will be timed, and what is checked."""
     if path not in (*PATHS, STEP):
         raise ParameterError(f"path: expected one of {', '.join((*PATHS, STEP))}, got {path!r}")
     if type(batch_size) is not int or batch_size < 1:
@@ -227,33 +228,69 @@ def prepare_pass(
     if path != "reference":
         network = network.folded()
     if path == "fast" and device.type == "cuda" and num_workers == 0:
-        return graphed_pass(network, images=images, device=device, **batches)
-    if path == "fast":
-        loader = batch_loader(images, num_workers=num_workers, **batches)
-    else:
-        images = to_float(images)
-        loader = DataLoader(
-            TensorDataset(images),
-            num_workers=num_workers,
-            generator=torch.Generator().manual_seed(0),  # else every pass would use up the global generator
-            **batches,
-        )
+        return GraphedPass(network, images, device, **batches)
+    images = images if path == "fast" else to_float(images)
     for size in {min(batch_size, len(images)), len(images) % batch_size} - {0}:
         network(images[:size].to(device))  # the folded model makes its matrices
+    load = batch_loader if path == "fast" else row_loader
+    return LoaderPass(network, images, device, partial(load, num_workers=num_workers, **batches))
 
-    @torch.inference_mode()
-    def run_pass(keep: bool = False) -> tuple[float, list[Tensor]]:
-        outputs = []
-        synchronize(device)
-        start = time.perf_counter()
-        for (batch,) in loader:
-            output = network(batch.to(device))
-            if keep:
-                outputs.append(output.cpu())
-        synchronize(device)
-        return time.perf_counter() - start, outputs
 
-    return run_pass
+def row_loader(tensor: Tensor, *, seed: int = 0, **options) -> DataLoader:
+    """The paper's loader: rows fetched one by one and collated. Its own generator leaves the global one as it is."""
+    return DataLoader(TensorDataset(tensor), generator=torch.Generator().manual_seed(seed), **options)
+
+
+class Pass:
+    """One way to run a network over all images, set up: `seconds` times it, `mse` checks what it gives.
+
+    `load(tensor)` makes the loader over the rows of `tensor`, which gives batches as tuples of one and draws from a
+    generator of its own; `load(tensor, num_workers=0)` makes one that gives the same batches without workers.
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor, device: torch.device, load: Callable[..., DataLoader]):
+        self.network, self.images, self.device, self.load = network, images, device, load
+        self.loader = load(images)
+
+    def outputs(self) -> Iterator[Tensor]:
+        """Run the network over all images, in inference mode; a batch's output is valid until the next is asked for."""
+        raise NotImplementedError
+
+    def seconds(self) -> float:
+        """One timed pass: wall time until the device has finished."""
+        with torch.inference_mode():
+            synchronize(self.device)
+            start = time.perf_counter()
+            for _ in self.outputs():
+                pass
+            synchronize(self.device)
+            return time.perf_counter() - start
+
+    def order(self) -> Tensor:
+        """The indices of the images in the order in which the next pass will take them, `(count,)`."""
+        loader = self.load(torch.arange(len(self.images)), num_workers=0)
+        loader.generator.set_state(self.loader.generator.get_state())
+        return torch.cat([batch for (batch,) in loader])
+
+    def mse(self, targets: Tensor) -> float:
+        """The MSE of one pass, not timed, against the `targets` (count, 1, h, w) of all images, on the CPU."""
+        order, start, total = self.order(), 0, 0.0
+        with torch.inference_mode():
+            for output in self.outputs():
+                output = output.cpu()
+                errors = output - targets[order[start : start + len(output)]]
+                start, total = start + len(output), total + errors.square().sum(dtype=torch.float64).item()
+        if start != len(order):
+            raise RuntimeError(f"expected the outputs of {len(order)} images, got {start}")
+        return total / (start * targets[0].numel())
+
+
+class LoaderPass(Pass):
+    """Batch by batch, as the loader gives them: copied to the device, then the network."""
+
+    def outputs(self) -> Iterator[Tensor]:
+        for (batch,) in self.loader:
+            yield self.network(batch.to(self.device))
 
 
 class PinnedBatches(Dataset):
@@ -280,60 +317,62 @@ class PinnedBatches(Dataset):
         return (torch.index_select(self.images, 0, index, out=self.buffers[self.turn][: len(index)]),)
 
 
-def capture(network: nn.Module, batch: Tensor) -> tuple[Callable[[], None], Tensor]:
-    """Capture `network(batch)` as a CUDA graph: what replays it, and the output that each replay fills anew."""
-    side = torch.cuda.Stream(batch.device)
-    side.wait_stream(torch.cuda.current_stream(batch.device))
-    with torch.cuda.stream(side):
-        network(batch)  # warm-up, which makes what must not be made while capturing: matrices, cuBLAS' workspace
-    torch.cuda.current_stream(batch.device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = network(batch)
-    return graph.replay, output
+class GraphedCall:
+    """`network(input)` recorded as a CUDA graph; `replay()` computes `output` anew from what `input` then holds.
+
+    A graph keeps nothing alive that its kernels read: neither the network's parameters and matrices nor the input. Once
+    they are freed it reads whatever lies there, until their memory is the driver's again and the next replay fails. So
+    this object owns them all.
+    """
+
+    def __init__(self, network: nn.Module, input: Tensor):
+        self.network, self.input = network, input
+        side = torch.cuda.Stream(input.device)
+        side.wait_stream(torch.cuda.current_stream(input.device))
+        with torch.cuda.stream(side):
+            network(input)  # warm-up, which makes what must not be made while capturing: matrices, cuBLAS' workspace
+        torch.cuda.current_stream(input.device).wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = network(input)
+
+    def replay(self) -> None:
+        self.graph.replay()
 
 
-def graphed_pass(
-    network: nn.Module, *, images: Tensor, device: torch.device, batch_size: int, shuffle: bool, drop_last: bool
-) -> Callable[..., tuple[float, list[Tensor]]]:
+class GraphedPass(Pass):
     """The fast path on CUDA: while one batch is computed, the next is copied on a stream of its own.
 
-    There are two of everything: pinned buffer, input and output on the device, graph. A batch's output is valid until
-    the second batch after it. A smaller last batch runs the whole graph, and what lies behind it is not looked at.
+    There are two of everything: pinned buffer, graph with its input and output on the device, event. A batch's output
+    is valid until the second batch after it. A smaller last batch runs the whole graph, and what lies behind it is not
+    looked at.
     """
-    source = PinnedBatches(images, batch_size)
-    generator = torch.Generator().manual_seed(0)
-    indices = BatchIndices(
-        len(images), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, generator=generator
-    )
-    loader = DataLoader(source, sampler=indices, batch_size=None, collate_fn=tuple, generator=generator)
-    with torch.cuda.device(device):
-        inputs = [images.new_zeros(batch_size, *images.shape[1:], device=device) for _ in range(2)]
-        graphs = [capture(network, batch) for batch in inputs]
-        copying, computed = torch.cuda.Stream(), [torch.cuda.Event() for _ in range(2)]
 
-    @torch.inference_mode()
-    def run_pass(keep: bool = False) -> tuple[float, list[Tensor]]:
-        outputs = []
+    def __init__(self, network: nn.Module, images: Tensor, device: torch.device, **batches):
+        super().__init__(network, images, device, partial(batch_loader, **batches))  # for `order`: the same indices
+        self.source = PinnedBatches(images, batches["batch_size"])
+        generator = torch.Generator().manual_seed(0)
+        indices = BatchIndices(len(images), generator=generator, **batches)
+        self.loader = DataLoader(self.source, sampler=indices, batch_size=None, collate_fn=tuple, generator=generator)
         with torch.cuda.device(device):
-            computing = torch.cuda.current_stream()
-            synchronize(device)
-            start = time.perf_counter()
-            for (batch,) in loader:
-                k, (replay, output) = source.turn, graphs[source.turn]
-                with torch.cuda.stream(copying):
-                    copying.wait_event(computed[k])  # the graph that read this input two batches ago
-                    inputs[k][: len(batch)].copy_(batch, non_blocking=True)
-                    source.copied[k].record(copying)
-                computing.wait_event(source.copied[k])
-                replay()
-                computed[k].record(computing)
-                if keep:
-                    outputs.append(output[: len(batch)].to("cpu", copy=True))
-            synchronize(device)
-            return time.perf_counter() - start, outputs
+            shape = (batches["batch_size"], *images.shape[1:])
+            self.calls = [GraphedCall(network, images.new_zeros(shape, device=device)) for _ in range(2)]
+            self.copying, self.computed = torch.cuda.Stream(), [torch.cuda.Event() for _ in range(2)]
 
-    return run_pass
+    def outputs(self) -> Iterator[Tensor]:
+        with torch.cuda.device(self.device):
+            computing = torch.cuda.current_stream()
+            for (batch,) in self.loader:
+                k = self.source.turn
+                call, computed, copied = self.calls[k], self.computed[k], self.source.copied[k]
+                with torch.cuda.stream(self.copying):
+                    self.copying.wait_event(computed)  # the graph that read this input two batches ago
+                    call.input[: len(batch)].copy_(batch, non_blocking=True)
+                    copied.record(self.copying)
+                computing.wait_event(copied)
+                call.replay()
+                computed.record(computing)
+                yield call.output[: len(batch)]
 
 
 def settings(
@@ -393,10 +432,10 @@ def benchmark(
     """Measure the baselines and every setting on `images` (n, 3, h, w; uint8 or float32 in [0, 1]).
 
     Returns one row a setting with the columns `BENCHMARK_COLUMNS`. Rows that differ in the path alone form a group, and
-    groups are measured one after the other. Each row of a group is first run on `CHECKED_IMAGES` to check its output
-    against the ground truth, which also warms it up; then on all images, `repeats` times. In each repeat the rows of
-    the group take turns, after the pipeline applied to `SEQUENTIAL_IMAGES` image by image. So each row's baseline is of
-    the same seconds and the same process: neither a busy hour nor an interruption comes between the two.
+    groups are measured one after the other. Each row of a group is run on all images: once to compare its output with
+    the ground truth, which also warms it up; `repeats` times under the clock; and once more to compare. In each repeat
+    the rows of the group take turns, after the pipeline applied to `SEQUENTIAL_IMAGES` image by image. So each row's
+    baseline is of the same seconds and the same process: neither a busy hour nor an interruption comes between the two.
     A row that cannot be measured stays, with the reason and without a time.
 
     After each group `save` gets all rows so far. Given as `done` to another call, they are not measured again.
@@ -431,52 +470,78 @@ class Bench:
     def measure(self, group: list[Setting]) -> list[dict]:
         """Measure the rows of one group, taking turns with each other and the baseline."""
         load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # Windows has none
-        passes, facts = [], {}
+        entries, facts = [], {}
         raw_seconds: dict[Setting, list[float]] = {setting: [] for setting in group}
         for setting in group:
             facts[setting] = {"threads": torch.get_num_threads(), "load_average": load_average}
             try:
-                passes.append((facts[setting], self.prepare(setting, facts[setting]), raw_seconds[setting]))
+                entries.append(self.prepare(setting, facts[setting], raw_seconds[setting]))
             except NOT_MEASURED as error:
                 facts[setting]["reason"] = not_measured(error)
+        check_outputs(entries)
         baseline, sequential_seconds = self.floats[:SEQUENTIAL_IMAGES], []
-        for _ in range(self.repeats if passes else 0):
+        for _ in range(self.repeats if entries else 0):
             sequential_seconds.append(sequential_pass(self.model.pipeline, baseline))
-            take_turns(passes)
+            take_turns(entries)
+        check_outputs(entries)
         for setting in (setting for setting in group if "reason" not in facts[setting]):
             facts[setting]["clock_mhz"] = clock_mhz(resolve_device(setting.device))
             per_image = statistics.median(sequential_seconds) / len(baseline)
             facts[setting]["sequential_seconds_per_image"] = per_image
+        for entry in entries:
+            entry.row["mse"] = max(entry.errors, default=None)
         return [
             summarise(setting, seconds, count=len(self.images), **facts[setting])
             for setting, seconds in raw_seconds.items()
         ]
 
-    def prepare(self, setting: Setting, facts: dict) -> Callable[[], float]:
-        """One row's timed pass, warmed up; its MSE against the ground truth and set-up time go into `facts`."""
+    def prepare(self, setting: Setting, facts: dict, seconds: list[float]) -> "Entry":
+        """One row's pass, warmed up; its set-up time goes into `facts`."""
         count, pipeline = setting.offered(len(self.images)), self.model.pipeline
         if setting.path == "sequential":
-            return lambda: sequential_pass(pipeline, self.floats)
+            return Entry(facts, lambda: sequential_pass(pipeline, self.floats), seconds=seconds)
         if setting.path == "batched":
-            batched_pass(pipeline, self.floats[:CHECKED_IMAGES], batch_size=setting.batch_size)
-            return lambda: batched_pass(pipeline, self.floats[:count], batch_size=setting.batch_size)
+            batched_pass(pipeline, self.floats[:WARM_UP_IMAGES], batch_size=setting.batch_size)
+            images = self.floats[:count]
+            return Entry(facts, lambda: batched_pass(pipeline, images, batch_size=setting.batch_size), seconds=seconds)
         kind = setting.device.partition(":")[0]
         if kind in ("cuda", "mps") and kind not in available_devices():
             raise ParameterError(f"no {kind.upper()} device")
         if setting.path == "floor":
-            return floor_pass(self.images, pipeline, resolve_device(setting.device))
+            return Entry(facts, floor_pass(self.images, pipeline, resolve_device(setting.device)), seconds=seconds)
         images = (self.images if setting.path == "fast" else self.floats)[:count]
-        options = asdict(setting) | {"device": resolve_device(setting.device)}
         start = time.perf_counter()
-        run_pass = prepare_pass(self.model, images=images, **options)
+        work = prepare_pass(self.model, images=images, **asdict(setting) | {"device": resolve_device(setting.device)})
         facts["setup_seconds"] = time.perf_counter() - start
-        # Checked in order, so that outputs and targets can be compared; shuffling only permutes them.
-        checked = images[: max(CHECKED_IMAGES, 2 * setting.batch_size + 1)]
-        outputs = torch.cat(prepare_pass(self.model, images=checked, **options | {"shuffle": False})(keep=True)[1])
-        facts["mse"] = mse = (outputs - self.targets[: len(outputs)]).square().mean().item()
-        if not mse <= MAX_MSE:
-            raise ParameterError(f"output differs from the ground truth (MSE {mse:.3g}, more than {MAX_MSE:g})")
-        return lambda: run_pass()[0]
+        targets = self.targets[:count]
+        return Entry(facts, work.seconds, lambda: work.mse(targets), MAX_MSE, seconds=seconds)
+
+
+@dataclass(eq=False)
+class Entry:
+    """A row that is being measured: one pass of it, and how far what it gives is from the ground truth.
+
+    `errors` are asked for before the first repeat, which also warms up on as much as is timed, and after the last one.
+    The pipeline has none: it is the ground truth.
+    """
+
+    row: dict
+    run_pass: Callable[[], float]  # one timed pass; its seconds
+    error: Callable[[], float] | None = None  # of one more pass, not timed
+    most: float = math.inf  # an error above it is no replacement of the pipeline
+    errors: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise ParameterError for an error above `most`, RuntimeError if it is another than before the repeats."""
+        if self.error is None:
+            return
+        error = self.error()
+        if not error <= self.most:
+            raise ParameterError(f"output differs from the ground truth by {error:.3g}, more than {self.most:g}")
+        self.errors.append(error)
+        if not math.isclose(error, self.errors[0], rel_tol=0.01, abs_tol=1e-9):  # sums in another order
+            raise RuntimeError(f"output off the ground truth by {self.errors[0]:.3g}, after the repeats by {error:.3g}")
 
 
 def not_measured(error: Exception) -> str:
@@ -484,15 +549,24 @@ def not_measured(error: Exception) -> str:
     return f"not measured: {(str(error) or type(error).__name__).splitlines()[0][:200]}"
 
 
-def take_turns(passes: list[tuple[dict, Callable[[], float], list[float]]]) -> None:
-    """Run each pass (row, pass, seconds so far) once; one that fails leaves the list, and its row gets the reason."""
-    for each in list(passes):
-        row, run_pass, seconds = each
+def attempt(entries: list[Entry], step: Callable[[Entry], None]) -> None:
+    """Do `step` with each entry; one that fails leaves the list, and its row gets the reason."""
+    for entry in list(entries):
         try:
-            seconds.append(run_pass())
-        except NOT_MEASURED as error:  # out of memory, or the device is gone
-            row["reason"] = not_measured(error)
-            passes.remove(each)
+            step(entry)
+        except NOT_MEASURED as error:  # a wrong output, out of memory, or the device is gone
+            entry.row["reason"] = not_measured(error)
+            entries.remove(entry)
+
+
+def check_outputs(entries: list[Entry]) -> None:
+    """Compare what each pass gives with the ground truth, before the repeats and again after them."""
+    attempt(entries, Entry.check)
+
+
+def take_turns(entries: list[Entry]) -> None:
+    """Time each pass once."""
+    attempt(entries, lambda entry: entry.seconds.append(entry.run_pass()))
 
 
 @contextmanager
@@ -616,31 +690,10 @@ def load_benchmark(run: Run) -> pd.DataFrame:
     measured = table[table["reason"] == ""]
     if (measured["repeats"] != parameters["repeats"]).any():
         raise RunError(f"{path}: has rows of other repeats than the stage's parameters ask for")
-    if run.has("compare"):
-        _refuse_other_model(run, measured)
     for baseline in ("sequential", "batched"):
         if table[(table["path"] == baseline) & (table["reason"] == "")].empty:
             raise RunError(f"{path}: has no time of the pipeline ({baseline}), so nothing to compare with")
     return table
-
-
-def _refuse_other_model(run: Run, measured: pd.DataFrame) -> None:
-    """Raise RunError if the model that was timed comes as close to the same images as that of `compare` cannot.
-
-    Its MSE was taken over the first `CHECKED_IMAGES`; the squared errors of some are no more than those of all.
-    """
-    compared, timed = run.stage_info("compare"), run.stage_info("benchmark")
-    if compared["images"]["fingerprint"] != timed["images"]["fingerprint"]:
-        return
-    count, error = timed["images"]["count"], math.sqrt(compared["results"]["test_mse"])
-    for row in measured[~measured["drop_last"] & measured["mse"].notna()].to_dict("records"):
-        checked, found = min(row["images"], CHECKED_IMAGES), math.sqrt(row["mse"])
-        least = error if checked == count else 0
-        if not least - ROUNDING <= found <= error * math.sqrt(count / checked) + ROUNDING:
-            raise RunError(
-                f"{run.path}/benchmark.csv: times of another model than that of compare: an mse of {row['mse']:.3g}, "
-                f"where run.json says {error**2:.3g}"
-            )
 
 
 def read_benchmark(run: Run) -> pd.DataFrame:

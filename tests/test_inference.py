@@ -564,6 +564,12 @@ def test_bad_folders_and_images_are_refused_by_name(run, images, tmp_path):
         infer_folder(run, images, tmp_path / "out", device="cpu")
 
 
+def test_a_link_to_itself_for_the_results_is_one_line(run, images, tmp_path):
+    (tmp_path / "out").symlink_to("out")
+    with pytest.raises(RunError, match=r"out/\.infer: cannot be written"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+
+
 def test_the_onnx_file_gives_the_models_output_for_any_batch(run, test_set, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
     path = export_onnx(run, tmp_path / "model.onnx")

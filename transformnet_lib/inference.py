@@ -76,7 +76,7 @@ def infer_folder(
         raise ParameterError(f"out: {out} lies in {images}; results would be taken for images the next time")
     if _lies_in(images, out):
         raise ParameterError(f"out: {out} holds {images}, whose images results could replace; take another --out")
-    if out.resolve() == run.path.resolve():
+    if os.path.realpath(out) == os.path.realpath(run.path):
         raise ParameterError(f"out: {out} is the run directory; take another folder")
 
     count = 0

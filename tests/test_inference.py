@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from transformnet_lib import cli, files, inference, load_model, machine
+from transformnet_lib import Run, cli, files, inference, load_model, machine
 from transformnet_lib.data import decode_image, image_files
 from transformnet_lib.errors import DataError, ParameterError, RunError
 from transformnet_lib.inference import export_onnx, infer_folder
@@ -150,29 +151,35 @@ def test_shards_that_images_no_longer_fill_are_removed(run, images, tmp_path):
 
 
 def test_shards_that_images_no_longer_fill_are_removed_also_beyond_a_gap(run, images, tmp_path):
-    infer_folder(run, images, tmp_path, form="npz", batch_size=6, device="cpu")
-    kept = len(list(tmp_path.glob("*.npz")))
-    (tmp_path / f"shard-{kept + 2:06}-of-rank-0000.npz").write_bytes(b"after a kill between two removals")
-    (tmp_path / f"shard-{kept + 2:06}-of-rank-0001.npz").write_bytes(b"another rank's")
-    (tmp_path / "shard-of-mine-of-rank-0000.npz").write_bytes(b"no number")
-    infer_folder(run, images, tmp_path, form="npz", batch_size=6, device="cpu")
-    left = {path.name for path in tmp_path.glob("*.npz")}
+    out = tmp_path / "out"
+    infer_folder(run, images, out, form="npz", batch_size=6, device="cpu")
+    kept = len(list(out.glob("*.npz")))
+    (out / f"shard-{kept + 2:06}-of-rank-0000.npz").write_bytes(b"after a kill between two removals")
+    (out / f"shard-{kept + 2:06}-of-rank-0001.npz").write_bytes(b"another rank's")
+    (out / "shard-of-mine-of-rank-0000.npz").write_bytes(b"no number")
+    infer_folder(run, images, out, form="npz", batch_size=6, device="cpu")
+    left = {path.name for path in out.glob("*.npz")}
     others = {f"shard-{kept + 2:06}-of-rank-0001.npz", "shard-of-mine-of-rank-0000.npz"}
     assert left == others | {f"shard-{number:06}-of-rank-0000.npz" for number in range(kept)}
 
 
 def test_a_shard_that_cannot_be_removed_is_one_line(run, images, tmp_path):
-    (tmp_path / "shard-000099-of-rank-0000.npz").mkdir()
+    infer_folder(run, images, tmp_path / "out", form="npz", device="cpu")
+    (tmp_path / "out/shard-000099-of-rank-0000.npz").mkdir()
     with pytest.raises(RunError, match=r"shard-000099-of-rank-0000.npz: cannot be removed"):
-        infer_folder(run, images, tmp_path, form="npz", device="cpu")
+        infer_folder(run, images, tmp_path / "out", form="npz", device="cpu")
 
 
 @pytest.mark.parametrize("form", ["png", "npz"])
 def test_a_pipe_in_the_place_of_a_result_is_replaced_and_not_waited_for(run, images, tmp_path, form):
-    os.mkfifo(tmp_path / ("0.png.png" if form == "png" else "shard-000000-of-rank-0000.npz"))
-    infer_folder(run, images, tmp_path, form=form, device="cpu")
-    assert all(path.is_file() for path in tmp_path.glob("*.n*"))
-    assert infer_folder(run, images, tmp_path, form=form, device="cpu") == 0
+    out = tmp_path / "out"
+    infer_folder(run, images, out, form=form, device="cpu")
+    place = out / ("0.png.png" if form == "png" else SHARD)
+    place.unlink()
+    os.mkfifo(place)
+    infer_folder(run, images, out, form=form, device="cpu")
+    assert place.is_file()
+    assert infer_folder(run, images, out, form=form, device="cpu") == 0
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "run.json", "history.csv", "onnx"])
@@ -286,7 +293,8 @@ def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, 
         case "another size" | "in colour":
             notes = PngInfo()
             with Image.open(file) as picture:
-                notes.add_text(inference.STAMP, picture.info[inference.STAMP])
+                for name, text in picture.text.items():
+                    notes.add_text(name, text)
             other = ("L", (27, 28)) if junk == "another size" else ("RGB", (28, 28))
             Image.new(*other).save(file, pnginfo=notes)
         case _:
@@ -296,7 +304,9 @@ def test_a_result_that_is_none_is_made_again(run, images, tmp_path, form, name, 
 
 
 def test_a_folder_in_the_place_of_a_result_is_refused_by_name(run, images, tmp_path):
-    (tmp_path / "out/0.png.png").mkdir(parents=True)
+    infer_folder(run, images, tmp_path / "out", device="cpu")
+    (tmp_path / "out/0.png.png").unlink()
+    (tmp_path / "out/0.png.png").mkdir()
     with pytest.raises(RunError, match=r"0\.png\.png: .*\(Is a directory\)"):
         infer_folder(run, images, tmp_path / "out", device="cpu")
 
@@ -350,6 +360,179 @@ def test_results_of_two_models_or_formats_are_not_mixed(run, images, tmp_path):
         infer_folder(run, images, tmp_path / "out", form="npz", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def other_run(run, tmp_path_factory) -> Run:
+    """A run whose weights differ from those of `run` in the last bit of one."""
+    shutil.copytree(run.path, path := tmp_path_factory.mktemp("runs") / "other")
+    red, *others = load_model(run).weights
+    weights = torch.tensor([np.nextafter(np.float32(red), np.float32(1)), *others]).view(1, 3, 1, 1)
+    torch.save({"mix.weight": weights}, path / "weights.pt")
+    return Run(path)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All that is in a folder; None for what is no file."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {name: path.read_bytes() if path.is_file() else None for name, path in found.items()}
+
+
+def without_model(file: Path) -> None:
+    """Make a result what it was before results said of which model they are."""
+    if file.suffix == ".npz":
+        with np.load(file) as arrays:
+            kept = {name: arrays[name] for name in arrays if name != "model"}
+        np.savez(file, **kept)
+    else:
+        notes = PngInfo()
+        with Image.open(file) as picture:
+            notes.add_text(inference.STAMP, picture.text[inference.STAMP])
+            picture.save(file, pnginfo=notes)
+
+
+def test_a_fingerprint_is_of_the_weights_to_the_last_bit_and_of_the_pipeline(run, other_run):
+    own = inference._fingerprint(load_model(run))
+    assert own == inference._fingerprint(load_model(run))
+    flipped = load_model(run)
+    flipped.pipeline = replace(flipped.pipeline, vflip=not flipped.pipeline.vflip)
+    assert len({own, inference._fingerprint(load_model(other_run)), inference._fingerprint(flipped)}) == 3
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_without_the_record_results_of_this_model_count_and_those_of_another_are_refused(
+    run, other_run, images, tmp_path, form
+):
+    out = tmp_path / "out"
+    infer_folder(run, images, out, form=form, device="cpu")
+    shutil.rmtree(out / ".infer")
+    before = tree(out)
+    got = "expected a result of the model [0-9a-f]{16}, got one of the model [0-9a-f]{16}; take another --out"
+    with pytest.raises(RunError, match=rf"out/.*\.{form}: {got}"):
+        infer_folder(other_run, images, out, form=form, device="cpu")
+    assert tree(out) == before
+    assert infer_folder(run, images, out, form=form, device="cpu") == 0
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_results_of_another_model_are_refused_wherever_they_are(run, other_run, images, tmp_path, form):
+    (tmp_path / "few").mkdir()
+    shutil.copy(images / "0.png", tmp_path / "few")
+    infer_folder(other_run, images, tmp_path / "out", form=form, device="cpu")
+    shutil.rmtree(tmp_path / "out/.infer")
+    (tmp_path / "out/0.png.png").unlink(missing_ok=True)
+    with pytest.raises(RunError, match="got one of the model"):
+        infer_folder(run, tmp_path / "few", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out/.infer").exists()
+
+
+def test_results_of_another_model_behind_a_link_are_refused(run, other_run, images, tmp_path):
+    infer_folder(other_run, images, tmp_path / "others", device="cpu")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "others/sub")
+    with pytest.raises(RunError, match=r"out/sub/.*\.png\.png: .* got one of the model"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_a_result_that_another_model_made_is_made_again(run, other_run, images, tmp_path, form):
+    infer_folder(run, images, tmp_path / "out", form=form, device="cpu")
+    infer_folder(other_run, images, tmp_path / "others", form=form, device="cpu")
+    name = "sub/1.png.png" if form == "png" else SHARD
+    before = tree(tmp_path / "out")
+    shutil.copy(tmp_path / "others" / name, tmp_path / "out" / name)
+    assert infer_folder(run, images, tmp_path / "out", form=form, device="cpu") == (1 if form == "png" else 31)
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_a_result_that_does_not_say_its_model_is_made_again_or_without_the_record_refused(run, images, tmp_path, form):
+    out = tmp_path / "out"
+    infer_folder(run, images, out, form=form, device="cpu")
+    before = tree(out)
+    place = out / ("sub/1.png.png" if form == "png" else SHARD)
+    without_model(place)
+    assert infer_folder(run, images, out, form=form, device="cpu") == (1 if form == "png" else 31)
+    assert tree(out) == before
+    without_model(place)
+    (out / ".infer/model.json").unlink()
+    with pytest.raises(RunError, match="got one of the model unknown; take another --out"):
+        infer_folder(run, images, out, form=form, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["picture", "text", "pipe", "link to nothing", "shard"])
+def test_without_a_record_no_other_file_in_the_place_of_a_result_is_replaced(run, images, tmp_path, kind):
+    place = tmp_path / "out" / (SHARD if kind == "shard" else "sub/1.png.png")
+    place.parent.mkdir(parents=True)
+    match kind:
+        case "picture":
+            Image.new("L", (28, 28)).save(place)
+        case "pipe":
+            os.mkfifo(place)
+        case "link to nothing":
+            place.symlink_to("nothing")
+        case _:
+            place.write_bytes(b"somebody's")
+    before = tree(tmp_path / "out")
+    with pytest.raises(RunError, match=rf"{place.name}: expected a result of the model .*, got something else; take"):
+        infer_folder(run, images, tmp_path / "out", form="npz" if kind == "shard" else "png", device="cpu")
+    assert tree(tmp_path / "out") == before
+
+
+def test_without_a_record_pictures_that_are_in_no_results_place_are_no_hindrance(run, images, tmp_path):
+    (tmp_path / "out/mine").mkdir(parents=True)
+    Image.new("L", (28, 28)).save(tmp_path / "out/mine/a.png.png")
+    os.mkfifo(tmp_path / "out/pipe.png")
+    assert infer_folder(run, images, tmp_path / "out", device="cpu") == 31
+
+
+def test_with_a_record_a_folder_is_not_searched(run, images, tmp_path, monkeypatch):
+    infer_folder(run, images, tmp_path / "out", device="cpu")
+    monkeypatch.setattr(inference, "_model_of", lambda file: pytest.fail("opened once more"))
+    assert infer_folder(run, images, tmp_path / "out", device="cpu") == 0
+
+
+@pytest.mark.parametrize("resolved", [True, False], ids=["a link", "as a bind mount, which nothing resolves"])
+def test_folders_that_lie_in_each_other_are_refused_whatever_they_are_called(
+    run, images, tmp_path, monkeypatch, resolved
+):
+    (tmp_path / "alias").symlink_to(tmp_path)
+    (tmp_path / "alias of images").symlink_to(images)
+    before = tree(images)
+    if not resolved:
+        monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    for out in (tmp_path, tmp_path / "alias"):
+        with pytest.raises(ParameterError, match=r"holds .*images, whose images results could replace; take another"):
+            infer_folder(run, images, out, device="cpu")
+    for out in (images, images / "new/out", tmp_path / "alias of images/new", tmp_path / "alias/images/sub"):
+        with pytest.raises(ParameterError, match="results would be taken for images"):
+            infer_folder(run, images, out, device="cpu")
+    assert tree(images) == before
+    assert not (tmp_path / ".infer").exists()
+
+
+@pytest.mark.parametrize("target", ["images/sub", "images/new", "images", "."])
+def test_a_folder_among_the_results_that_leads_into_the_images_is_refused(run, images, tmp_path, target):
+    (images / "images").mkdir()
+    shutil.copy(images / "0.png", images / "images")
+    (tmp_path / "out/images").mkdir(parents=True)
+    link = tmp_path / "out" / ("sub" if target != "." else "images")
+    if target == ".":
+        shutil.copytree(images / "sub", images / "images/images")  # its result's folder would be out/images/images
+        link.rmdir()
+    link.symlink_to(tmp_path / target)
+    before = tree(tmp_path)
+    with pytest.raises(ParameterError, match=rf"out/{link.name}.* leads into .*images, .* take another --out"):
+        infer_folder(run, images, tmp_path / "out", batch_size=2, device="cpu")
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_among_the_results_may_lead_elsewhere(run, images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    assert infer_folder(run, images, tmp_path / "out", device="cpu") == 31
+    assert len(list((tmp_path / "elsewhere").glob("*.png.png"))) == 15
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -378,6 +561,12 @@ def test_bad_folders_and_images_are_refused_by_name(run, images, tmp_path):
         infer_folder(run, images, images / "out")
     (images / "broken.png").write_bytes(b"no png")
     with pytest.raises(DataError, match=r"broken\.png: not a readable image"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+
+
+def test_a_link_to_itself_for_the_results_is_one_line(run, images, tmp_path):
+    (tmp_path / "out").symlink_to("out")
+    with pytest.raises(RunError, match=r"out/\.infer: cannot be written"):
         infer_folder(run, images, tmp_path / "out", device="cpu")
 
 

@@ -1,12 +1,13 @@
 """Using a run's model afterwards: over a folder of images of any size, or as an ONNX file for other programs."""
 
+import hashlib
 import io
 import itertools
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,17 +21,20 @@ from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
 from .files import check_path, drop_leftovers, locked, read_plain, write_atomic
 from .machine import resolve_device
-from .model import FoldedTransformNet
+from .model import FoldedTransformNet, TransformNet
 from .runs import Run
 from .training import load_model
 from .untrusted import MAX_TEXT_BYTES, parse_json
 
 FORMATS = ("png", "npz")
 SHARD = "shard-{:06}-of-rank-{:04}.npz"
+SHARDS = "shard-[0-9]*-of-rank-[0-9]*.npz"  # all ranks', as a glob
 BATCH_SIZE = 512  # images that are held at once, at most; also those of one npz shard
 HELD_BYTES = 2**27  # of decoded images held at once (twice, and as float32): 43,000 of 32×32 pixels, 3 of 12 megapixels
 STATE = ".infer"  # hidden, since the folder is for results: what they are of, each rank's lock and what it is writing
+RECORD = f"{STATE}/model.json"  # whose results the folder holds
 STAMP = "transformnet-image"  # the text in a PNG that says of which version of the image it was made
+MODEL = "transformnet-model"  # and the one that says by which model
 OPSET = 17  # of ONNX; old enough for runtimes of 2022
 
 
@@ -48,13 +52,14 @@ def infer_folder(
     """Apply a run's model to every image file below `images`; returns how many files this call processed.
 
     With `form="png"` `out/a/b.jpg.png` is the 8-bit result of `images/a/b.jpg`. With "npz", shards of `batch_size`
-    images hold `names` (paths below `images`), `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1], and `stamps`,
-    int64 `(n, 2)`: the bytes and the nanosecond of change of each image file, which a PNG holds as a text. Images may
-    differ in size. Each file is written whole or not at all, and a result that is there already, whole, and of its
-    image as it is now is left as it is, so that the same call goes on after a kill; shards beyond the last are removed.
-    Of `world_size` processes, the one of `rank` (from 0) takes every `world_size`-th image; the progress bar is rank
-    0's. Raises DataError for a missing folder or an unreadable image, RunError if `out` holds results of other
-    images or another model, or another process of this rank works there.
+    images hold `names` (paths below `images`), `outputs`, float32 `(n, 1, *pipeline.size)` in [0, 1], `stamps`, int64
+    `(n, 2)`: the bytes and the nanosecond of change of each image file, and `model`, a fingerprint of the model; a PNG
+    holds these two as texts. Images may differ in size. Each file is written whole or not at all, and a result that is
+    there already, whole, by this model and of its image as it is now is left as it is, so that the same call goes on
+    after a kill; shards beyond the last are removed. Of `world_size` processes, the one of `rank` (from 0) takes every
+    `world_size`-th image; the progress bar is rank 0's. Raises DataError for a missing folder or an unreadable image,
+    ParameterError if a result could replace an image, RunError if `out` holds results of other images or another model
+    (or, without the record of that, another file in a result's place), or another process of this rank works there.
     """
     check_path("images", images)
     check_path("out", out)
@@ -67,59 +72,87 @@ def infer_folder(
         raise ParameterError(f"rank: expected one from 0 to below world_size, got rank {rank} of {world_size}")
     if not images.is_dir():
         raise DataError(f"images: {images} is not a folder")
-    if out.resolve().is_relative_to(images.resolve()):
+    if _lies_in(out, images):
         raise ParameterError(f"out: {out} lies in {images}; results would be taken for images the next time")
-    if out.resolve() == run.path.resolve():
+    if _lies_in(images, out):
+        raise ParameterError(f"out: {out} holds {images}, whose images results could replace; take another --out")
+    if os.path.realpath(out) == os.path.realpath(run.path):
         raise ParameterError(f"out: {out} is the run directory; take another folder")
 
-    def mine() -> Iterator[Path]:
-        return itertools.islice(image_files(images), rank, None, world_size)
-
-    total = sum(1 for _ in mine())
-    if not total and not rank:
+    count = 0
+    for folder, files in itertools.groupby(image_files(images), lambda file: file.parent):
+        place = out / folder.relative_to(images)
+        if form == "png" and _lies_in(place, images):
+            raise ParameterError(
+                f"out: {place} leads into {images}, whose images results could replace; take another --out"
+            )
+        count += sum(1 for _ in files)
+    if not count and not rank:
         raise DataError(f"images: no images below {images}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     where = resolve_device(device)
     model = load_model(run)
+    fingerprint = _fingerprint(model)
     shards = {"batch_size": batch_size, "world_size": world_size} if form == "npz" else {}
+    if out.exists() and not os.path.lexists(out / RECORD):
+        # Not under the lock: it may take long, and each rank comes to the same answer
+        _refuse_strangers(out, images, form, fingerprint)
     with locked(out / STATE, ".lock"):
         drop_leftovers(out / STATE)
         of = {"images": str(images.resolve()), "weights": model.weights, "pipeline": run.pipeline.to_dict()}
         _claim(out, of | {"format": form, **shards})
-    folded = model.folded()
+    folded, mine = model.folded(), itertools.islice(image_files(images), rank, None, world_size)
     parts = out / STATE / str(rank)
 
     done, number, share = 0, -1, f"rank 0 of {world_size}" if world_size > 1 else None
     with (
         locked(parts, ".lock"),
         ThreadPoolExecutor() as pool,  # Pillow frees the GIL
-        tqdm(total=total, unit="image", desc=share, disable=rank > 0) as bar,
+        tqdm(total=len(range(rank, count, world_size)), unit="image", desc=share, disable=rank > 0) as bar,
     ):
         drop_leftovers(parts)
-        for number, files in enumerate(_batches(mine(), batch_size)):
+        for number, files in enumerate(_batches(mine, batch_size)):
             names = [file.relative_to(images).as_posix() for file in files]
             # Before an image is read: the result of one that changes meanwhile is made again by the next call
             stamps = list(map(_stamp, files))
             if form == "png":
                 targets = {file: out / f"{name}.png" for file, name in zip(files, names, strict=True)}
-                known = dict(zip(files, stamps, strict=True))
-                there = pool.map(lambda file: _is_picture(targets[file], known[file], run.pipeline.size), files)  # noqa: B023
+                texts = {f: {STAMP: _text(stamp), MODEL: fingerprint} for f, stamp in zip(files, stamps, strict=True)}
+                there = pool.map(lambda file: _is_picture(targets[file], texts[file], run.pipeline.size), files)  # noqa: B023
                 files = [file for file, done_before in zip(files, there, strict=True) if not done_before]
                 outputs = _outputs(folded, files, where, pool)
-                list(pool.map(lambda file, y: _write(targets[file], _png(y, known[file]), parts), files, outputs))  # noqa: B023
+                list(pool.map(lambda file, y: _write(targets[file], _png(y, texts[file]), parts), files, outputs))  # noqa: B023
             else:
                 shard = out / SHARD.format(number, rank)
-                if _is_shard(shard, names, stamps, run.pipeline.size):
+                made_of = {"names": names, "stamps": stamps, "model": fingerprint}
+                if _is_shard(shard, made_of, run.pipeline.size):
                     files = []
                 else:
                     buffer = io.BytesIO()
-                    arrays = np.stack([output.numpy() for output in _outputs(folded, files, where, pool)])
-                    np.savez_compressed(buffer, names=np.array(names), stamps=np.array(stamps), outputs=arrays)
+                    outputs = np.stack([output.numpy() for output in _outputs(folded, files, where, pool)])
+                    np.savez_compressed(buffer, outputs=outputs, **made_of)
                     _write(shard, buffer.getvalue(), parts)
             done += len(files)
             bar.update(len(names))
         if form == "npz":
             _remove_shards(out, rank, number + 1)  # there were more images once
     return done
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether `path`, which need not be there, is or lies in `folder`; also by a link, a bind mount or another case."""
+    real = Path(os.path.realpath(path))
+    for parent in (real, *real.parents):
+        try:
+            if os.path.samefile(parent, folder):
+                return True
+        except OSError:  # one of them is not there yet, or not to be looked at
+            pass
+    return False
+
+
+def _fingerprint(model: TransformNet) -> str:
+    """16 hexadecimal digits that differ between models of other weights, to the last bit, or another pipeline."""
+    return hashlib.sha256(json.dumps([model.weights, model.pipeline.to_dict()]).encode()).hexdigest()[:16]
 
 
 def _remove_shards(out: Path, rank: int, start: int) -> None:
@@ -143,36 +176,66 @@ def _stamp(image: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _is_picture(file: Path, stamp: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether `file` was made of an image with this stamp: a grey PNG of this (height, width), its checksums right."""
+def _is_picture(file: Path, texts: Mapping[str, str], size: tuple[int, int]) -> bool:
+    """Whether `file` is a result with these texts: a grey PNG of this (height, width), its checksums right."""
     try:
         if not file.is_file():  # a pipe would be waited for
             return False
         with Image.open(file, formats=["PNG"]) as picture:
             picture.verify()
-            made_of = picture.info.get(STAMP), picture.mode, picture.size
-            return made_of == (_text(stamp), "L", (size[1], size[0]))
+            kind = picture.mode, picture.size
+            return kind == ("L", (size[1], size[0])) and picture.info.items() >= texts.items()
     except Exception:  # Pillow raises many kinds
         return False
 
 
-def _is_shard(shard: Path, names: Sequence[str], stamps: Sequence[tuple[int, int]], size: tuple[int, int]) -> bool:
-    """Whether `shard` was made of the images of these names and stamps, and holds outputs of this (height, width)."""
+def _is_shard(shard: Path, made_of: Mapping[str, object], size: tuple[int, int]) -> bool:
+    """Whether `shard` holds these `names`, `stamps` and `model`, and outputs of this (height, width)."""
     if not shard.is_file():
         return False
     try:
         # Not np.load, which leaves a broken file open. The zip's checksums are looked at on reading
         with shard.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-            outputs, shape = arrays["outputs"], (len(names), 1, *size)
-            made_of = arrays["names"].tolist(), list(map(tuple, arrays["stamps"].tolist()))
-            return made_of == (names, stamps) and (outputs.shape, outputs.dtype) == (shape, np.float32)
+            outputs, shape = arrays["outputs"], (len(made_of["names"]), 1, *size)
+            known = all(np.array_equal(arrays[name], value) for name, value in made_of.items())
+            return known and (outputs.shape, outputs.dtype) == (shape, np.float32)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return False
 
 
+def _model_of(file: Path) -> str | None:
+    """The fingerprint of the model that made a result, "unknown" if it does not say; None for what is no result."""
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            return None
+        if file.suffix == ".npz":
+            with file.open("rb") as content, np.lib.npyio.NpzFile(content, allow_pickle=False) as arrays:
+                return str(arrays["model"]) if "model" in arrays else "unknown"
+        with Image.open(file, formats=["PNG"]) as picture:
+            return picture.info.get(MODEL, "unknown") if STAMP in picture.info else None
+    except Exception:  # Pillow and NumPy raise many kinds
+        return None
+
+
+def _refuse_strangers(out: Path, images: Path, form: str, fingerprint: str) -> None:
+    """RunError if `out` has another model's results at any depth, or in a result's place what is no result.
+
+    For a folder without a record of whose results it holds: what is not of this model may be wanted by somebody.
+    """
+    places = out.glob(SHARDS)
+    if form == "png":
+        places = itertools.chain(places, (out / f"{file.relative_to(images)}.png" for file in image_files(images)))
+    elsewhere = (Path(parent, name) for parent, _, names in os.walk(out) for name in names if name.endswith(".png"))
+    for files, allowed in ((places, {fingerprint}), (elsewhere, {fingerprint, None})):
+        for file in files:
+            if (found := _model_of(file)) not in allowed and os.path.lexists(file):
+                got = f"one of the model {found}" if found else "something else"
+                raise RunError(f"{file}: expected a result of the model {fingerprint}, got {got}; take another --out")
+
+
 def _claim(out: Path, record: dict) -> None:
     """Note in `out` whose results it holds; RunError if they are another's. A call that failed early left none."""
-    path = out / STATE / "model.json"
+    path = out / RECORD
     record = json.loads(json.dumps(record))
     if os.path.lexists(path) and any(found.name != STATE for found in out.iterdir()):
         try:
@@ -220,9 +283,10 @@ def _text(stamp: tuple[int, int]) -> str:
     return "{} bytes, changed at {} ns".format(*stamp)
 
 
-def _png(output: Tensor, stamp: tuple[int, int]) -> bytes:
+def _png(output: Tensor, texts: Mapping[str, str]) -> bytes:
     buffer, notes = io.BytesIO(), PngImagePlugin.PngInfo()
-    notes.add_text(STAMP, _text(stamp))
+    for name, text in texts.items():
+        notes.add_text(name, text)
     Image.fromarray((output[0] * 255).round().to(torch.uint8).numpy()).save(buffer, "PNG", pnginfo=notes)
     return buffer.getvalue()
 

@@ -1,4 +1,4 @@
-"""Model against ground truth: the compared examples, their metrics, and the run directory's `compare` stage."""
+"""Model against ground truth: the compared examples and their metrics."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,13 @@ from .errors import ParameterError
 from .machine import resolve_device
 from .model import TransformNet
 from .pipeline import to_float
-from .runs import Run, describe_images
-from .training import load_config, load_model
 
+EXAMPLE_ARRAYS = {  # the compared images (n, …): their dtype and rank
+    "indices": ("int64", 1),
+    "inputs": ("uint8", 4),
+    "targets": ("float32", 4),
+    "outputs": ("float32", 4),
+}
 SSIM_WINDOW = 7  # pixels; scikit-image's default, smaller for images that are smaller
 
 
@@ -72,7 +76,7 @@ def compare(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Run `model` on all of `dataset`, which must have cached targets.
 
-    Returns the examples at `indices` (arrays as in `Run.examples`; without any, those of `spread_indices`) and, over
+    Returns the examples at `indices` (arrays as `EXAMPLE_ARRAYS`; without any, those of `spread_indices`) and, over
     all images, test_mse and max_error.
     """
     indices = check_indices(indices, len(dataset))
@@ -88,18 +92,3 @@ def compare(
         "outputs": outputs[indices].numpy(),
     }
     return examples, {"test_mse": errors.square().mean().item(), "max_error": errors.abs().max().item()}
-
-
-def compare_run(
-    run: Run, dataset: CustomDataset, indices: Sequence[int] = (), *, force: bool = False
-) -> dict[str, np.ndarray]:
-    """A run's `compare` stage, on the device it was trained on: the examples, into examples.npz; see `compare`."""
-    device = resolve_device(load_config(run).device)
-    indices = check_indices(indices, len(dataset))  # before anything is discarded
-    parameters = {"indices": indices}
-    with run.stage("compare", parameters, images=describe_images(dataset), device=device, force=force) as results:
-        if results is not None:
-            examples, totals = compare(load_model(run), dataset, indices, device=str(device))
-            run.write_arrays("examples.npz", **examples)
-            results |= totals
-    return run.examples()

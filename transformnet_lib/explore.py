@@ -29,7 +29,7 @@ from .model import TransformNet
 from .optimum import mse_of
 from .pipeline import Pipeline, to_float
 from .prepared import Prepared
-from .runs import Run, open_runs, reference_run
+from .run import Run, is_complete, label_of, read_runs, reference_run
 from .training import TrainConfig, Trainer
 
 CHANNELS = ("red", "green", "blue")
@@ -297,8 +297,8 @@ class RunChooser:
 
     def __init__(self, runs: Sequence[Run], runs_dir: str):
         given = [str(run.path) for run in runs]
-        found = sorted(str(path.parent) for path in Path(runs_dir).glob("*/run.json"))
-        options = [(Run(path).label, path) for path in dict.fromkeys([*given, *found])]
+        found = sorted(str(path) for path in Path(runs_dir).glob("*") if is_complete(path / "train"))
+        options = [(label_of(Path(path)), path) for path in dict.fromkeys([*given, *found])]
         self.choice = widgets.SelectMultiple(
             options=options, value=given, description="runs", rows=min(8, len(options) + 1)
         )
@@ -312,7 +312,7 @@ class RunChooser:
             self.text.value = "Choose a run."
             return
         try:
-            runs = open_runs(self.choice.value)
+            runs = read_runs(self.choice.value)
             with pd.option_context("display.max_colwidth", None):
                 table = weights_table(runs).to_html(index=False, border=0)
             figure = runs_figure(runs)
@@ -326,7 +326,7 @@ class RunChooser:
 def runs_figure(runs: Sequence[Run]) -> plt.Figure:
     """The validation MSE and the time of an epoch over the epochs, a line a run."""
     figure, axes = plt.subplots(1, 2)
-    histories = {run.label: run.history() for run in runs}
+    histories = {run.label: run.train.history for run in runs}
     for ax, column in zip(axes, ("val_mse", "epoch_seconds"), strict=True):
         history_curves(ax, histories, column)
     return figure
@@ -345,7 +345,7 @@ def tensorboard_button(logdir: str) -> widgets.Widget:
         from tensorboard import manager, notebook  # here: 0.3 s, and only who presses the button needs it
 
         found = any(Path(logdir).glob("**/events.out.tfevents.*"))
-        folder = logdir if found else str(reference_run().path.parent)
+        folder = logdir if found else str(reference_run().parent)
         # A kernel's PATH need not have the environment that it runs in
         os.environ.setdefault("TENSORBOARD_BINARY", shutil.which("tensorboard", path=Path(sys.executable).parent) or "")
         output.clear_output()

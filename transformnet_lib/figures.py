@@ -161,15 +161,15 @@ def weight_paths(ax: Axes, path: pd.DataFrame, optimum: Sequence[float], *, labe
 
 
 def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
-    """Draw each training's largest weight error against its seed, a marker a preset; dead starts are crossed out.
+    """Draw each training's largest weight error against its seed, a marker a preset; starts without a gradient are crossed out.
 
-    `seeds` has the columns of `study.SEED_COLUMNS`.
+    `seeds` has the columns of `seeds.SEED_COLUMNS`.
     """
     for k, (preset, rows) in enumerate(seeds.groupby("preset")):
         ax.plot(rows["seed"], rows["weight_error"], linestyle="none", color=COLOURS[k], marker=MARKERS[k], label=preset)
-    if (dead := seeds[seeds["dead"]]).size:
+    if (stuck := seeds[seeds["no_gradient"]]).size:
         style = {"linestyle": "none", "color": "black", "marker": "x", "markersize": 8}
-        ax.plot(dead["seed"], dead["weight_error"], label="dead start", **style)
+        ax.plot(stuck["seed"], stuck["weight_error"], label="no gradient", **style)
     ax.set_yscale("log")
     ax.set_xlabel("seed")
     ax.set_ylabel("largest weight error")

@@ -1,8 +1,8 @@
-"""Files written whole or not at all, and folders that one process at a time may write."""
+"""Read small files whole, write files whole or not at all, and let one process at a time write a folder."""
 
 import os
 import stat
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +11,9 @@ import filelock
 
 from .errors import ParameterError, RunError
 
-LOCK_SECONDS = 3  # how long to wait for a run in use; a killed command's kernel ends within a second or two
-OURS, PART = ".transformnet-", ".part"  # how the name of a file begins and ends that is still being written
-MOST_SIGNS = 50  # of its own name between them; a file system allows 255 bytes, and a sign takes up to 4
+LOCK_SECONDS = 3  # how long to wait for a folder in use; the kernel of a killed command ends within a second or two
+PREFIX, SUFFIX = ".transformnet-", ".part"  # how the name of a file begins and ends that is still being written
+NAME_CHARACTERS = 50  # of its own name between them; a file system allows 255 bytes, and a character takes up to 4
 
 
 def check_path(name: str, path: str | Path) -> None:
@@ -29,17 +29,14 @@ def check_path(name: str, path: str | Path) -> None:
         raise ParameterError(f"{name}: {path}: no usable path ({getattr(error, 'strerror', error)})") from error
 
 
-def read_plain(path: Path, most: int) -> bytes:
-    """The content of a plain file of at most `most` bytes; RunError for anything else.
-
-    Links are not followed, since they may lead anywhere, and pipes not waited for.
-    """
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """The content of a file of at most `max_bytes`; RunError for anything else, such as a pipe, which would block."""
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            raise RunError(f"{path}: cannot be read (expected a plain file, got a link, a folder or a device)")
-        if found.st_size > most:
-            raise RunError(f"{path}: larger than {most:,} bytes, so not a file of ours")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RunError(f"{path}: cannot be read (expected a file, got a folder or a device)")
+        if status.st_size > max_bytes:
+            raise RunError(f"{path}: expected at most {max_bytes:,} bytes, got {status.st_size:,}: not a file of ours")
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error
@@ -55,26 +52,25 @@ def write_together(contents: dict[Path, bytes], *, parts: Path | None = None) ->
 
     A process that is killed meanwhile may leave what it wrote beside them; `drop_leftovers` clears that away. `parts`
     is a folder on the same disk to write them in instead, where their places are too many to be searched for that.
+    Permissions are those of any new file (the user's umask).
     """
     beside = {}
     try:
         for path, content in contents.items():
-            # Of the name only its begin: with ours around it, it could be too long
-            prefix = f"{OURS}{path.name[:MOST_SIGNS]}."
-            handle, beside[path] = tempfile.mkstemp(dir=parts or path.parent, prefix=prefix, suffix=PART)
-            with os.fdopen(handle, "wb") as file:
+            part = f"{PREFIX}{path.name[:NAME_CHARACTERS]}.{uuid.uuid4().hex[:8]}{SUFFIX}"
+            beside[path] = (parts or path.parent) / part
+            with beside[path].open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(beside[path], 0o644)  # mkstemp's 0600 would keep colleagues from reading a shared run
         _replace_all(beside)
     except BaseException:
-        for left in beside.values():
-            Path(left).unlink(missing_ok=True)
+        for part in beside.values():
+            part.unlink(missing_ok=True)
         raise
 
 
-def _replace_all(beside: dict[Path, str]) -> None:
+def _replace_all(beside: dict[Path, Path]) -> None:
     """Rename files to their places; if one cannot be, those before it get their old content back."""
     replaced = {}
     try:
@@ -91,15 +87,15 @@ def _replace_all(beside: dict[Path, str]) -> None:
 def drop_leftovers(folder: Path) -> None:
     """Delete what killed processes had begun to write in `folder`; for whoever alone writes there."""
     try:
-        for left in folder.glob(f"{OURS}*{PART}"):
-            if left.is_file() and not left.is_symlink():
-                left.unlink()
+        for part in folder.glob(f"{PREFIX}*{SUFFIX}"):
+            if part.is_file() and not part.is_symlink():
+                part.unlink()
     except OSError as error:
         raise RunError(f"{error.filename or folder}: cannot be removed ({error.strerror}); remove it") from error
 
 
 @contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Hold the lock `name` of `folder`, which is made if need be; RunError if another process holds it."""
     lock = filelock.FileLock(folder / name, timeout=LOCK_SECONDS)
     try:

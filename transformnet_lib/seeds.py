@@ -27,7 +27,7 @@ SEED_COLUMNS = {
     "val_mse": "float",  # of the restored weights
     "best_epoch": "int",
     "epochs": "int",
-    "dead": "bool",
+    "no_gradient": "bool",
     "seconds": "float",  # of all epochs; preparing the images, which all trainings share, is left out
 }
 
@@ -89,6 +89,6 @@ def _rows(dataset: CustomDataset, settings: Sequence[tuple[str, int]], device: s
             "val_mse": result.best_val_mse,
             "best_epoch": result.best_epoch,
             "epochs": len(result.history),
-            "dead": result.dead,
+            "no_gradient": result.no_gradient,
             "seconds": time.perf_counter() - start,
         }

@@ -14,7 +14,6 @@ A path is a way to run the model over all images:
 import copy
 import math
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +29,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
 from .data import BatchIndices, batch_loader
-from .errors import DataError, ParameterError, RunError
+from .errors import ParameterError
 from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
-from .runs import Run, describe_images
-from .training import load_model
-from .untrusted import is_amount
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)  # images; the paper's
 SMALL_BATCH_SIZES = (1, 2, 4, 8)  # outside the paper's table: from which batch size on is which path ahead?
@@ -621,133 +617,3 @@ def summarise(
             "speedup": sequential_seconds_per_image / (median / images),
         }
     return row
-
-
-def benchmark_run(
-    run: Run,
-    dataset,
-    *,
-    devices: Sequence[str] = (),
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    num_workers: Sequence[int] = NUM_WORKERS,
-    repeats: int = REPEATS,
-    small_batch_sizes: Sequence[int] = SMALL_BATCH_SIZES,
-    force: bool = False,
-) -> pd.DataFrame:
-    """A run's `benchmark` stage: `benchmark` with the run's model on `dataset`'s images, into benchmark.csv.
-
-    `devices` empty means the device that the run was trained on, and CUDA, whose rows say so where there is none.
-    The table is written after each group of rows, and a benchmark that was interrupted goes on with the next one.
-    """
-    check_sweep(  # before anything is discarded
-        batch_sizes=batch_sizes, num_workers=num_workers, repeats=repeats, small_batch_sizes=small_batch_sizes
-    )
-    if not isinstance(devices, list | tuple):
-        raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
-    size, trained_size = list(dataset.images.shape[-2:]), run.stage_info("train")["images"]["size"]
-    if size != trained_size:
-        raise DataError(
-            f"{dataset.source}: images of {size[0]}×{size[1]} pixels; {run.path} was trained on "
-            f"{trained_size[0]}×{trained_size[1]}"
-        )
-    trained_on = run.stage_info("train")["parameters"]["device"]
-    devices = [str(resolve_device(device)) if device == "auto" else device for device in devices]
-    devices = list(dict.fromkeys(devices or (trained_on, "cuda")))
-    for device in devices:
-        if device != "cuda":  # whose absence the table states
-            resolve_device(device)
-    parameters = {
-        "devices": devices,
-        "batch_sizes": list(batch_sizes),
-        "num_workers": list(num_workers),
-        "repeats": repeats,
-        "small_batch_sizes": list(small_batch_sizes),
-    }
-    device = resolve_device(devices[0] if devices[0].partition(":")[0] in available_devices() else "cpu")
-    with run.stage("benchmark", parameters, images=describe_images(dataset), device=device, force=force) as results:
-        if results is not None:
-            done = read_benchmark(run) if (run.path / "benchmark.csv").exists() else None
-
-            def save(table: pd.DataFrame) -> None:
-                run.write_table("benchmark.csv", table)
-
-            benchmark(load_model(run), dataset.images, **parameters, done=done, save=save)
-    return load_benchmark(run)
-
-
-def load_benchmark(run: Run) -> pd.DataFrame:
-    """The rows of a run's complete `benchmark` stage, as `benchmark` returned them: all that its parameters ask for."""
-    parameters = run.stage_info("benchmark")["parameters"]
-    table, path = read_benchmark(run), run.path / "benchmark.csv"
-    sweep = ("devices", "batch_sizes", "num_workers", "small_batch_sizes")
-    try:
-        check_sweep(**{name: value for name, value in parameters.items() if name != "devices"})
-        wanted = settings(**{name: parameters[name] for name in sweep})
-    except (KeyError, TypeError, ParameterError) as error:
-        raise RunError(f"{run.path}/run.json: parameters of benchmark: {error}") from error
-    if lacking := len(set(wanted) - set(_settings_of(table))):
-        raise RunError(f"{path}: lacks {lacking} of {len(wanted)} rows that the stage's parameters ask for")
-    measured = table[table["reason"] == ""]
-    if (measured["repeats"] != parameters["repeats"]).any():
-        raise RunError(f"{path}: has rows of other repeats than the stage's parameters ask for")
-    for baseline in ("sequential", "batched"):
-        if table[(table["path"] == baseline) & (table["reason"] == "")].empty:
-            raise RunError(f"{path}: has no time of the pipeline ({baseline}), so nothing to compare with")
-    return table
-
-
-def read_benchmark(run: Run) -> pd.DataFrame:
-    """The rows that benchmark.csv holds by now, all of them measured or with the reason why not."""
-    table = read_times(run, "benchmark.csv", BENCHMARK_COLUMNS)
-    path, found = run.path / "benchmark.csv", _settings_of(table)
-    if len(set(found)) < len(found):
-        raise RunError(f"{path}: has a setting twice")
-    for i, row in enumerate(table.to_dict("records"), 1):
-        if row["batch_size"] < 1:
-            raise RunError(f"{path}: row {i}: expected a batch size from 1")
-        speedup = row["sequential_seconds_per_image"] * row["images"] / row["seconds"]
-        if row["reason"]:
-            continue
-        if not math.isclose(row["speedup"], speedup):
-            raise RunError(f"{path}: row {i}: speedup: {row['speedup']}, but its times give {speedup}")
-        if not math.isclose(row["images_per_second"], row["images"] / row["seconds"]):
-            raise RunError(f"{path}: row {i}: images_per_second: other than its images and seconds give")
-        if row["noisy"] != is_noisy(row):
-            raise RunError(f"{path}: row {i}: noisy: {row['noisy']}, but its quartiles say otherwise")
-        if row["mse"] > MAX_MSE:  # NaN, of the pipeline, is not
-            raise RunError(f"{path}: row {i}: has a time, though its mse, {row['mse']}, exceeds {MAX_MSE}")
-    return table
-
-
-def _settings_of(table: pd.DataFrame) -> list[Setting]:
-    return [Setting(*(row[name] for name in Setting.__dataclass_fields__)) for row in table.to_dict("records")]
-
-
-def read_times(run: Run, name: str, columns: dict[str, str]) -> pd.DataFrame:
-    """A table of times, each row as `spread` makes it of the seconds in raw_seconds, or without a time and a reason.
-
-    RunError for a row that is neither, on a device that is none, of no images, or with a number below 0 or infinite.
-    """
-    table = run.read_table(name, columns)
-    amounts = [column for column, kind in columns.items() if kind == "float"]
-    for i, row in enumerate(table.to_dict("records"), 1):
-        where = f"{run.path}/{name}: row {i}"
-        if wrong := [column for column in amounts if not (is_amount(row[column]) or math.isnan(row[column]))]:
-            raise RunError(f"{where}: {wrong[0]}: expected a number from 0, got {row[wrong[0]]}")
-        if not re.fullmatch(DEVICE, row["device"]):
-            raise RunError(f"{where}: device: expected cpu, cuda, cuda:N or mps, got {row['device'][:100]!r}")
-        if row["reason"]:
-            if row["repeats"] or row["raw_seconds"] or not math.isnan(row["seconds"]):
-                raise RunError(f"{where}: has a time and a reason why there is none")
-            continue
-        try:
-            seconds = [float(text) for text in row["raw_seconds"].split()]
-            told = spread(seconds)
-        except (IndexError, ValueError) as error:
-            raise RunError(f"{where}: raw_seconds: expected numbers separated by spaces") from error
-        if not all(0 < value < math.inf for value in seconds) or row["images"] < 1 or not row.get("speedup", 1) > 0:
-            raise RunError(f"{where}: expected seconds, images and speed-up above 0")
-        for column in ("repeats", "seconds", "q1", "q3"):
-            if not math.isclose(row[column], told[column]):
-                raise RunError(f"{where}: {column}: {row[column]}, but raw_seconds give {told[column]}")
-    return table

@@ -1,4 +1,4 @@
-"""Training TransformNet: configuration and presets, early stopping, the loop, and the run directory's `train` stage.
+"""Training TransformNet: configuration and presets, early stopping and the loop.
 
 The geometry (resize and flips) has nothing to learn, so it is applied to every image once, before the first epoch, and
 the loop sees only what it leaves (`prepared.py`). The gradient of three weights is written out. Both give the same
@@ -9,27 +9,33 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import CustomDataset, check_pairs, split_indices
-from .errors import DataError, Interrupted, ParameterError, RunError, TrainingError
+from .data import CustomDataset, split_indices
+from .errors import ParameterError, TrainingError
 from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model
-from .optimum import LeastSquares, condition_number, least_squares_of
+from .optimum import condition_number
 from .prepared import Prepared
-from .runs import HISTORY_COLUMNS, Run, check_plain, describe_images, differences
-from .untrusted import is_amount
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 # An MSE lower by less than this is rounding (half the square of 2**-24, float32's spacing below 1): it would decide on
 # each machine otherwise which epoch is the best. The weights that it leaves are right to 1e-6 at a condition of 320.
 MSE_ROUNDING = 2**-49
-CHECKPOINT_FORMAT = 2  # raised when a checkpoint of the old one could not be gone on with
+HISTORY_COLUMNS = {  # one row an epoch; the weights are those after it
+    "epoch": "int",
+    "train_mse": "loss",
+    "val_mse": "loss",
+    "epoch_seconds": "float",
+    "red": "float",
+    "green": "float",
+    "blue": "float",
+}
 
 
 def check_whole(name: str, value: int, least: int) -> None:
@@ -96,7 +102,7 @@ PRESETS = {
     # What the paper states, and PyTorch's defaults where it is silent. Kept with its faults.
     "paper": TrainConfig(),
     # Reaches the least-squares optimum. `whiten` makes the loss equally steep in every direction, where red, green and
-    # blue are so alike that plain steps creep; without clamping no start is dead; without weight decay the optimum is
+    # blue are so alike that plain steps creep; without clamping every start has a gradient; without weight decay the optimum is
     # that of the MSE; the decay to 0 lets the last steps settle; what is only rounding is no improvement.
     "precise": TrainConfig(
         preset="precise",
@@ -139,9 +145,9 @@ class EarlyStopping:
 class Trainer:
     """One training, an epoch at a time: `while not trainer.finished: trainer.run_epoch()`.
 
-    `history` has a dict an epoch (see `Run.history`); `best_weights` is the best state_dict; `dead` says whether no
-    epoch had a gradient though there was an error, since all outputs lay where the clamp is flat. `epoch_seconds`
-    covers the training and the validation pass; `setup_seconds` what was done once before.
+    `history` has a dict an epoch, by `HISTORY_COLUMNS`; `best_weights` is the best state_dict; `no_gradient` says
+    whether the gradient was zero in every epoch though there was an error, since all outputs lay where the clamp is
+    flat. `epoch_seconds` covers the training and the validation pass; `setup_seconds` what was done once before.
 
     Trainings that differ in their config alone may share one `prepared`.
     """
@@ -155,7 +161,7 @@ class Trainer:
         self.steps = 0  # taken by the optimiser so far
         self.best_weights: dict[str, Tensor] | None = None
         self.best_epoch = 0
-        self.dead = False
+        self.no_gradient = False
         self.generator = torch.Generator().manual_seed(config.seed)  # of the shuffling alone; on the CPU everywhere
 
         self.prepared = prepared or Prepared(dataset, self.device)
@@ -263,7 +269,7 @@ class Trainer:
         }
         weights = self.weights().cpu()
         self.history.append(row | dict(zip(("red", "green", "blue"), weights.tolist(), strict=True)))
-        self.dead = (self.dead or row["epoch"] == 1) and row["train_mse"] > 0 and slope == 0
+        self.no_gradient = (self.no_gradient or row["epoch"] == 1) and row["train_mse"] > 0 and slope == 0
         if self.stopping.improved(row["val_mse"]):
             self.best_weights, self.best_epoch = {"mix.weight": weights.view(1, 3, 1, 1)}, row["epoch"]
         return self.history[-1]
@@ -304,34 +310,46 @@ class Trainer:
             return self.config.lr
         return self.config.lr * (1 + math.cos(math.pi * min(self.steps / self.horizon, 1))) / 2
 
-    def state_dict(self) -> dict:
-        """All that is needed to go on as if never stopped."""
-        return {
+    def result(self) -> "TrainResult":
+        """What the training has come to so far."""
+        model = TransformNet(self.pipeline)
+        model.load_state_dict(self.best_weights)
+        history = pd.DataFrame(self.history)
+        return TrainResult(model, history, self.best_epoch, self.no_gradient, self.setup_seconds, self.initial_weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is needed to go on as if never stopped, as tensors by name."""
+        state = {
             "trained": self.trained,
             "basis": self.basis,
-            "optimizer": self.optimizer.state_dict()["state"],
-            "steps": self.steps,
             "generator": self.generator.get_state(),
-            "stopping": {"best": self.stopping.best, "misses": self.stopping.misses},
             "history": torch.tensor([list(row.values()) for row in self.history], dtype=torch.float64),
-            "best_weights": self.best_weights,
-            "best_epoch": self.best_epoch,
-            "dead": self.dead,
+            "stopping": torch.tensor([self.stopping.best, self.stopping.misses], dtype=torch.float64),
+            "counts": torch.tensor([self.steps, self.best_epoch, self.no_gradient], dtype=torch.int64),
+            **{f"optimizer.{name}": value for name, value in self.optimizer.state[self.trained].items()},
         }
+        return state | {f"best.{name}": value for name, value in (self.best_weights or {}).items()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict()`'s answer."""
         self.graph = None  # it reads the optimiser's old tensors, which are replaced
+        parts = {part: {} for part in ("optimizer", "best")}
+        for name, tensor in state.items():
+            part, _, rest = name.partition(".")
+            if rest:
+                parts[part][rest] = tensor
         self.trained.copy_(state["trained"])
         self.basis.copy_(state["basis"])
         groups = self.optimizer.state_dict()["param_groups"]  # as they are: the learning rate follows from `steps`
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.optimizer.load_state_dict({"state": {0: parts["optimizer"]}, "param_groups": groups})
         self.generator.set_state(state["generator"])
-        self.stopping.best, self.stopping.misses = state["stopping"]["best"], state["stopping"]["misses"]
+        self.stopping.best, misses = state["stopping"].tolist()
+        self.stopping.misses = int(misses)
         rows = [dict(zip(HISTORY_COLUMNS, row, strict=True)) for row in state["history"].tolist()]
         self.history = [row | {"epoch": int(row["epoch"])} for row in rows]
-        self.steps, self.dead = state["steps"], state["dead"]
-        self.best_weights, self.best_epoch = state["best_weights"], state["best_epoch"]
+        self.steps, self.best_epoch, no_gradient = state["counts"].tolist()
+        self.no_gradient = bool(no_gradient)
+        self.best_weights = parts["best"] or None
 
 
 @dataclass(frozen=True)
@@ -341,7 +359,7 @@ class TrainResult:
     model: TransformNet
     history: pd.DataFrame
     best_epoch: int
-    dead: bool  # the weights had no gradient: the training never moved, and the result is useless
+    no_gradient: bool  # the weights had no gradient: the training never moved, and the result is useless
     setup_seconds: float
     initial_weights: tuple[float, float, float]  # red, green, blue; those after each epoch are in the history
 
@@ -350,119 +368,30 @@ class TrainResult:
         return float(self.history.set_index("epoch").loc[self.best_epoch, "val_mse"])
 
 
-def train(dataset: CustomDataset, config: TrainConfig, *, run: Run | None = None, force: bool = False) -> TrainResult:
-    """Train on `dataset` (its training split) and return the result.
+def train(dataset: CustomDataset, config: TrainConfig) -> TrainResult:
+    """Train on `dataset` (its training split) and return the result; nothing is written.
 
-    With `run`, this is that run's `train` stage: history, weights, a checkpoint an epoch and TensorBoard events are
-    written there, an interrupted training goes on where it stopped, and a complete one is only read. Raises
-    TrainingError if the loss stays infinite or NaN, DataError for images that are none, Interrupted for Ctrl-C
-    (without `run` that stays a KeyboardInterrupt), RunError if the run holds something else (see `Run.stage`).
+    Raises TrainingError if the loss stays infinite or NaN, DataError for images that are none.
     """
-    if run is None:
-        return finish(Trainer(dataset, config))
-    device = resolve_device(config.device)
-    # Refuse what cannot be trained on before anything is discarded
-    split_indices(len(dataset), val_fraction=config.val_fraction)
-    check_pairs(dataset)
-    parameters = {**asdict(config), "device": str(device), "pipeline": dataset.pipeline.to_dict()}
-    images = describe_images(dataset)
-    made_for = {**parameters, "images": images["fingerprint"], "torch": str(torch.__version__)}
-    with run.stage("train", parameters, images=images, device=device, force=force) as results:
-        if results is not None:
-            try:
-                trainer = Trainer(dataset, config)
-                _run_epochs(trainer, run, made_for)
-            except KeyboardInterrupt:
-                saved = "the best weights so far are" if (run.path / "weights.pt").exists() else "no epoch is yet"
-                raise Interrupted(
-                    f"interrupted: {saved} saved in {run.path}; run the same command or cell again to go on"
-                ) from None
-            results |= {
-                "best_epoch": trainer.best_epoch,
-                "dead": trainer.dead,
-                "setup_seconds": trainer.setup_seconds,
-                "initial_weights": list(trainer.initial_weights),
-                "least_squares": _yardstick(trainer),
-            }
-    return load_training(run)
+    return finish(Trainer(dataset, config))
 
 
 def finish(trainer: Trainer) -> TrainResult:
-    """Run the epochs left and return the result; nothing is written."""
-    for _ in _epochs(trainer):
+    """Run the epochs left and return the result."""
+    for _ in epochs(trainer):
         pass
-    _refuse_if_not_finite(trainer)
-    model = TransformNet(trainer.pipeline)
-    model.load_state_dict(trainer.best_weights)
-    return TrainResult(
-        model,
-        pd.DataFrame(trainer.history),
-        trainer.best_epoch,
-        trainer.dead,
-        trainer.setup_seconds,
-        trainer.initial_weights,
-    )
+    return trainer.result()
 
 
-def _epochs(trainer: Trainer) -> Iterator[dict]:
-    """Run the epochs left under a progress bar, giving each one's row of the history."""
+def epochs(trainer: Trainer) -> Iterator[dict]:
+    """Run the epochs left under a progress bar, giving each one's row of the history; TrainingError at the end."""
     with tqdm(total=trainer.config.epochs, initial=len(trainer.history), unit="epoch", leave=False) as bar:
         while not trainer.finished:
             row = trainer.run_epoch()
             yield row
             bar.set_postfix(val_mse=f"{row['val_mse']:.3g}")
             bar.update()
-
-
-def _run_epochs(trainer: Trainer, run: Run, made_for: dict) -> None:
-    """Run the epochs left, saving each to `run`.
-
-    The checkpoint is the truth, written whole or not at all; history.csv and weights.pt are made from it, also on
-    going on, so that a kill between two writes does no harm. TensorBoard's events come first: those of an epoch that
-    has no checkpoint are purged on going on, whereas missing ones would stay missing.
-    """
-    if (run.path / "checkpoint.pt").exists():
-        _load_checkpoint(trainer, run, made_for)
-        _save_results(trainer, run)
-    try:
-        with run.summary_writer(next_epoch=len(trainer.history) + 1) as writer:
-            for row in _epochs(trainer):
-                for name in list(HISTORY_COLUMNS)[1:]:
-                    writer.add_scalar(name, row[name], row["epoch"])
-                writer.flush()
-                head = {"format": CHECKPOINT_FORMAT, "made_for": made_for}
-                run.write_torch("checkpoint.pt", head | trainer.state_dict())
-                _save_results(trainer, run)
-    except OSError as error:  # our own files' are RunErrors
-        raise RunError(f"{run.path / 'tensorboard'}: cannot be written ({error.strerror})") from error
     _refuse_if_not_finite(trainer)
-
-
-def _save_results(trainer: Trainer, run: Run) -> None:
-    if trainer.best_weights:
-        run.write_torch("weights.pt", trainer.best_weights)
-    run.write_table("history.csv", pd.DataFrame(trainer.history))
-
-
-def _load_checkpoint(trainer: Trainer, run: Run, made_for: dict) -> None:
-    """Go on from the run's checkpoint; RunError if it is damaged or of another training, saying what differs."""
-    state = run.read_torch("checkpoint.pt")
-    start_anew = "take another run_dir, or force=True (--force) to start anew"
-    known = state["format"] if type(state.get("format")) is int else "missing"
-    if known != CHECKPOINT_FORMAT:
-        raise RunError(
-            f"{run.path}/checkpoint.pt: format {known}; this version goes on from format "
-            f"{CHECKPOINT_FORMAT}: {start_anew}"
-        )
-    try:
-        check_plain(state["made_for"])  # before it is compared and shown
-        differing = differences(state["made_for"], made_for)
-        if not differing:
-            trainer.load_state_dict(state)
-    except Exception as error:  # what a stranger's values make of torch
-        raise RunError(f"{run.path}/checkpoint.pt: damaged ({type(error).__name__}: {error}); {start_anew}") from error
-    if differing:
-        raise RunError(f"{run.path}/checkpoint.pt: of another training ({differing}); {start_anew}")
 
 
 def _refuse_if_not_finite(trainer: Trainer) -> None:
@@ -478,84 +407,3 @@ def _refuse_if_not_finite(trainer: Trainer) -> None:
 
 def _finite(row: dict) -> bool:
     return math.isfinite(row["train_mse"]) and math.isfinite(row["val_mse"])
-
-
-def load_training(run: Run) -> TrainResult:
-    """The result of a run's complete `train` stage, read from its files."""
-    results = run.stage_info("train").get("results", {})
-    history = run.history()
-    kinds = {"best_epoch": int, "dead": bool, "setup_seconds": float, "initial_weights": list}
-    for name, kind in kinds.items():
-        if type(results.get(name)) is not kind:
-            raise RunError(f"{run.path}/run.json: results of train: expected {name} ({kind.__name__})")
-    initial = results["initial_weights"]
-    if len(initial) != 3 or any(type(weight) is not float for weight in initial):
-        raise RunError(f"{run.path}/run.json: results of train: expected three initial_weights, got {initial!r}")
-    if len(history) > (most := load_config(run).epochs):
-        raise RunError(f"{run.path}/history.csv: {len(history):,} epochs, more than the {most:,} of the parameters")
-    if results["best_epoch"] not in set(history["epoch"]):
-        raise RunError(f"{run.path}/history.csv: has no best epoch {results['best_epoch']}")
-    best = history.set_index("epoch").loc[results["best_epoch"]]
-    if not is_amount(results["setup_seconds"]):
-        raise RunError(f"{run.path}/run.json: results of train: expected setup_seconds from 0")
-    if not is_amount(float(best["val_mse"])):
-        raise RunError(f"{run.path}/history.csv: the best epoch, {results['best_epoch']}, has no val_mse")
-    model = load_model(run)
-    if list(model.weights) != best[["red", "green", "blue"]].tolist():
-        raise RunError(f"{run.path}: weights.pt and history.csv have other weights for epoch {results['best_epoch']}")
-    known = {name: results[name] for name in kinds} | {"initial_weights": tuple(initial)}
-    return TrainResult(model, history, **known)
-
-
-def _yardstick(trainer: Trainer) -> dict | None:
-    """The least-squares optimum of the same images as plain JSON values; None where they do not determine it."""
-    config = trainer.config
-    try:
-        optimum = least_squares_of(trainer.prepared, val_fraction=config.val_fraction, seed=config.seed)
-    except DataError:  # grey images
-        return None
-    return asdict(optimum) | {"weights": list(optimum.weights)}
-
-
-def load_least_squares(run: Run) -> LeastSquares | None:
-    """The least-squares optimum of a run's training images; None where they do not determine it (grey images)."""
-    found = run.stage_info("train").get("results", {}).get("least_squares")
-    if found is None:
-        return None
-    try:
-        weights, *amounts = (found[field.name] for field in fields(LeastSquares))
-        sound = [type(weight) for weight in weights] == [float] * 3 and all(map(is_amount, amounts))
-        optimum = LeastSquares(**found | {"weights": tuple(weights)})
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{run.path}/run.json: results of train: least_squares: damaged ({error})") from error
-    if not sound or type(optimum.images) is not int:
-        raise RunError(f"{run.path}/run.json: results of train: least_squares: expected numbers, got {optimum}")
-    return optimum
-
-
-def load_model(run: Run) -> TransformNet:
-    """The run's trained model, on the CPU, in eval mode."""
-    model = TransformNet(run.pipeline)
-    model.load_state_dict(run.weights())
-    return model.eval()
-
-
-def load_dataset(run: Run, *, train: bool = False, data: str = "", data_path: str = "") -> CustomDataset:
-    """The images that a run was trained on, or with `train=False` those to test it on, for the run's pipeline.
-
-    `data` and `data_path` say where they lie now, if that has changed.
-    """
-    request = run.stage_info("train")["images"]["request"]
-    given = {name: value for name, value in (("data", data), ("data_path", data_path)) if value}
-    return CustomDataset(train=train, pipeline=run.pipeline, **(request | given))
-
-
-def load_config(run: Run) -> TrainConfig:
-    """The configuration that a run was trained with."""
-    parameters = run.stage_info("train")["parameters"]
-    try:
-        return TrainConfig(**{field.name: parameters[field.name] for field in fields(TrainConfig)})
-    except KeyError as error:
-        raise RunError(f"{run.path}/run.json: parameters of train: has no {error}") from error
-    except ParameterError as error:
-        raise RunError(f"{run.path}/run.json: parameters of train: {error}") from error

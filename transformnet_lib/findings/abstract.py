@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from ..pipeline import GRAY_WEIGHTS, Pipeline
-from ..runs import Run
+from ..run import Run
 from ..timing import MAX_MSE
-from ..training import load_least_squares, load_training
 from .learning import preset_text
 from .places import Place, disturbed, places, spoiled
 from .speed import SWEEP, TOO_FEW, UNJUDGED, against, against_text, both_paths, waterfall
@@ -31,8 +30,8 @@ def answer(runs: Sequence[Run]) -> str:
 
 def closest_run(runs: Sequence[Run]) -> Run | None:
     """The compared run whose model comes closest to the pipeline; None if no run that can tell was compared."""
-    compared = [run for run in runs if run.has("compare") and distance(run) not in ("dead", "undetermined")]
-    return min(compared, key=lambda run: run.stage_info("compare")["results"]["test_mse"], default=None)
+    compared = [run for run in runs if run.compare and distance(run) not in ("no gradient", "undetermined")]
+    return min(compared, key=lambda run: run.compare.test_mse, default=None)
 
 
 def quickest_place(timed: Sequence[Place]) -> Place | None:
@@ -50,10 +49,10 @@ def _closeness(best: Run | None) -> str:
         "close": "come close to the pipeline but do not equal it",
         "far": "do not replace the pipeline here",
     }[distance(best)]
-    stage = best.stage_info("compare")
+    stage = best.compare
     return (
         f"Three trained weights {words} (MSE {scientific(stage['results']['test_mse'])} over "
-        f"{stage['images']['count']:,} test images, preset {preset_text(best)})"
+        f"{stage.images['count']:,} test images, preset {preset_text(best)})"
     )
 
 
@@ -73,18 +72,18 @@ def _verdict(closest: Run | None, place: Place | None, runs: Sequence[Run]) -> s
 
 
 def distance(run: Run) -> str:
-    """A compared run's model against the pipeline: "equal" after rounding to 8 bits, "close", "far" or "dead".
+    """A compared run's model against the pipeline: "equal" after rounding to 8 bits, "close", "far" or "no gradient".
 
     Or "undetermined": not far, but on images whose colours do not determine the weights, which thus may be any.
     """
-    results = run.stage_info("compare")["results"]
-    if load_training(run).dead:
-        return "dead"
-    if results["test_mse"] > MAX_MSE:
+    results = run.compare
+    if run.train.no_gradient:
+        return "no gradient"
+    if results.test_mse > MAX_MSE:
         return "far"
-    if load_least_squares(run) is None:
+    if run.train.least_squares is None:
         return "undetermined"
-    return "equal" if results["max_error"] < HALF_A_LEVEL else "close"
+    return "equal" if results.max_error < HALF_A_LEVEL else "close"
 
 
 def _speed(place: Place) -> str:
@@ -95,11 +94,11 @@ def _speed(place: Place) -> str:
         f"{spread_text(place.best(path))} {ways[path]} (batch size {place.best(path)['batch_size']})"
         for path in reversed(place.paths)
     ]
-    machine = place.run.stage_info("benchmark")["environment"]
-    chip = machine["cpu"] if place.device == "cpu" else machine["device_name"]
+    machine = place.run.benchmark.environment
+    chip = machine.cpu if place.device == "cpu" else machine.device_name
     best = place.best(place.paths[-1])
     return (
-        f"On {place.name} ({escape(chip)}, {counted(machine['threads'], 'thread')}) the model takes at best "
+        f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes at best "
         f"{' and '.join(parts)}, the pipeline {spread_text(sequential)} image by image and {spread_text(batched)} in "
         f"batches: each {repeats_text(best['repeats'])} over {sequential['images']:,} images "
         f"(fewer where drop_last drops some), the best of the settings {SWEEP}. Speed-ups are over the pipeline's time "
@@ -121,7 +120,7 @@ def _spoiled(place: Place) -> str:
 
 def subject(runs: Sequence[Run]) -> str:
     """What is measured, and whether that is what the paper measured; cites the report's reference 1."""
-    pipeline, size = runs[0].pipeline, runs[0].stage_info("train")["images"]["size"]
+    pipeline, size = runs[0].pipeline, runs[0].train.images.size
     theirs = pipeline == Pipeline() and size == [32, 32]
     origin = (
         "are those of “the paper” [[1]](#ref-1), measured anew."
@@ -139,32 +138,32 @@ def closeness_of_each(runs: Sequence[Run]) -> str:
         "equal": "replaces the pipeline to within half a grey level of 255 in every pixel",
         "close": "comes close to the pipeline but does not equal it",
         "far": "does not replace the pipeline",
-        "dead": "does not replace the pipeline, since its weights had no gradient to learn from",
+        "no gradient": "does not replace the pipeline, since its weights had no gradient to learn from",
         "undetermined": "does not show whether it replaces the pipeline, since its training images are grey or of too "
         "few colours, and a small error on such images says nothing of others",
     }
     sentences = []
     for run in runs:
-        if run.has("compare"):
-            results = run.stage_info("compare")["results"]
-            away = np.abs(np.subtract(load_training(run).model.weights, GRAY_WEIGHTS)).max()
+        if run.compare:
+            results = run.compare
+            away = np.abs(np.subtract(run.train.weights, GRAY_WEIGHTS)).max()
             sentences.append(
                 f"With the preset {preset_text(run)} ({code(run.label)}), TransformNet "
-                f"{words[distance(run)]}: the MSE is {scientific(results['test_mse'])}, the largest error of a pixel "
-                f"{scientific(255 * results['max_error'])} of 255 grey levels, that of a weight {scientific(away)}."
+                f"{words[distance(run)]}: the MSE is {scientific(results.test_mse)}, the largest error of a pixel "
+                f"{scientific(255 * results.max_error)} of 255 grey levels, that of a weight {scientific(away)}."
             )
     return " ".join(sentences)
 
 
 def conclusion(runs: Sequence[Run]) -> list[str]:
     """What to take from the report, a sentence or two a point: the weights, the speed, where it comes from."""
-    compared = [run for run in runs if run.has("compare")]
+    compared = [run for run in runs if run.compare]
     told = {
         "equal": "can stand in for the pipeline wherever an 8-bit picture would do.",
         "close": "cannot stand in for the pipeline, though the loss is small and the pictures look alike: the weights "
         "tell, not the pictures.",
         "far": "cannot stand in for the pipeline: the pictures are visibly others.",
-        "dead": "cannot stand in for the pipeline: the start had no gradient to learn from.",
+        "no gradient": "cannot stand in for the pipeline: the start had no gradient to learn from.",
         "undetermined": "cannot tell whether it can: the training images are grey or of too few colours, and a small "
         "error on such images says nothing of others.",
     }

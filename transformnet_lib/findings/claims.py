@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from .. import paper
-from ..runs import Run
-from ..training import load_config, load_training
+from ..run import Run
 from .abstract import distance
 from .learning import changes
 from .places import Place, per_image, places, speedup_at, spoiled
@@ -51,7 +50,7 @@ def claims_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _recipe(runs: Sequence[Run]) -> list[Run]:
     """The runs made by the paper's recipe as it is, on all images, from whatever seed."""
-    return [run for run in runs if load_config(run).preset == "paper" and not changes(run)]
+    return [run for run in runs if run.train.config.preset == "paper" and not changes(run)]
 
 
 NO_RECIPE = "no run here is of the preset paper, unchanged and on all images"
@@ -66,11 +65,11 @@ def _busy(place: Place) -> str:
 
 def _learns(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
-    for run in (run for run in _recipe(runs) if run.has("compare")):
-        results = run.stage_info("compare")["results"]
-        numbers[run.label] = {"test_mse": results["test_mse"], "largest_error_levels": 255 * results["max_error"]}
+    for run in (run for run in _recipe(runs) if run.compare):
+        results = run.compare
+        numbers[run.label] = {"test_mse": results.test_mse, "largest_error_levels": 255 * results.max_error}
         here[run.label] = (
-            f"MSE {scientific(results['test_mse'])}, largest error {scientific(255 * results['max_error'])} of 255 "
+            f"MSE {scientific(results.test_mse)}, largest error {scientific(255 * results.max_error)} of 255 "
             "grey levels"
         )
         kind = distance(run)
@@ -84,8 +83,8 @@ def _learns(runs: Sequence[Run]) -> Claim:
 def _keeps_the_best(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
     for run in _recipe(runs):
-        trained = load_training(run)
-        if trained.dead or len(trained.history) == load_config(run).epochs:
+        trained = run.train
+        if trained.no_gradient or len(trained.history) == run.train.config.epochs:
             continue  # it learned nothing, or ended by the limit of epochs
         lowest = float(trained.history["val_mse"].min())
         numbers[run.label] = {"restored_val_mse": trained.best_val_mse, "lowest_val_mse": lowest}

@@ -10,8 +10,8 @@ import pandas as pd
 from ..comparison import metrics_table
 from ..optimum import LeastSquares
 from ..pipeline import GRAY_WEIGHTS, Pipeline
-from ..runs import Run
-from ..training import PRESETS, TrainConfig, load_config, load_least_squares, load_training
+from ..run import Run
+from ..training import PRESETS, TrainConfig
 from .text import code, counted, escape, listed, scientific, seconds_text
 
 CHANNELS = ("red", "green", "blue")
@@ -35,11 +35,11 @@ SOURCES = {
 
 def weights_distance(run: Run) -> str:
     """How far a run's weights are from the ground truth's."""
-    trained = load_training(run)
-    away = np.abs(np.subtract(trained.model.weights, GRAY_WEIGHTS)).max()
-    if trained.dead:
+    trained = run.train
+    away = np.abs(np.subtract(trained.weights, GRAY_WEIGHTS)).max()
+    if trained.no_gradient:
         return (
-            f"{code(run.label)} is a dead start: its outputs lie outside [0, 1], where the clamp gives no gradient, "
+            f"{code(run.label)} had no gradient: its outputs lie outside [0, 1], where the clamp is flat, "
             f"and the weights stay up to {scientific(away)} from the ground truth's."
         )
     if away < 1e-6:
@@ -48,7 +48,7 @@ def weights_distance(run: Run) -> str:
         quality = "close to the ground truth's"
     else:
         quality = "not the ground truth's"
-    negative = [name for name, weight in zip(CHANNELS, trained.model.weights, strict=True) if weight < 0]
+    negative = [name for name, weight in zip(CHANNELS, trained.weights, strict=True) if weight < 0]
     odd = (
         f" A negative {listed(negative)} is no grey anybody would choose. In photographs the three colours are so "
         "alike that too much of one makes up for too little of another, and the loss hardly tells."
@@ -80,11 +80,11 @@ def weights_table(runs: Sequence[Run], *, digits: int = 7) -> pd.DataFrame:
         rows.append(row(f"ground truth, ITU-R BT.601{of_run}", GRAY_WEIGHTS, optimum.truth_val_mse, "–", None))
         rows.append(row(f"least squares{of_run}", optimum.weights, optimum.val_mse, "–", optimum.seconds))
     for run in runs:
-        trained = load_training(run)
+        trained = run.train
         epoch = f"{trained.best_epoch} of {len(trained.history)}"
-        name = f"{run.label} (preset {load_config(run).preset})"
+        name = f"{run.label} (preset {run.train.config.preset})"
         seconds = trained.history["epoch_seconds"].sum()
-        rows.append(row(name, trained.model.weights, trained.best_val_mse, epoch, seconds))
+        rows.append(row(name, trained.weights, trained.best_val_mse, epoch, seconds))
     return pd.DataFrame(rows, columns=["Weights", "red", "green", "blue", "validation MSE", "epoch", "time"])
 
 
@@ -92,7 +92,7 @@ def _optima(runs: Sequence[Run]) -> dict[LeastSquares, str]:
     """The least-squares optima of the runs' training images, each once, with the label of the first run that has it."""
     found = {}
     for run in runs:
-        optimum = load_least_squares(run)
+        optimum = run.train.least_squares
         if optimum and all(optimum.weights != other.weights for other in found):
             found[optimum] = run.label
     return found
@@ -114,7 +114,7 @@ def optimum(runs: Sequence[Run]) -> str:
 
 def weight_path(run: Run) -> pd.DataFrame:
     """The weights over a training: epoch (0: the random start), red, green, blue."""
-    trained = load_training(run)
+    trained = run.train
     start = pd.DataFrame([[0, *trained.initial_weights]], columns=["epoch", "red", "green", "blue"])
     return pd.concat([start, trained.history[start.columns]], ignore_index=True)
 
@@ -131,16 +131,16 @@ def path_text(run: Run) -> str:
 def preset_text(run: Run) -> str:
     """A run's preset, and what of it was changed: "`paper`, changed: epochs 3"."""
     changed = changes(run)
-    return code(load_config(run).preset) + (f", changed: {', '.join(changed)}" if changed else "")
+    return code(run.train.config.preset) + (f", changed: {', '.join(changed)}" if changed else "")
 
 
 def changes(run: Run) -> list[str]:
     """What of its preset a run was made without: other values than the preset's, and fewer images than there are."""
-    config = asdict(load_config(run))
+    config = asdict(run.train.config)
     preset = asdict(PRESETS.get(config["preset"], TrainConfig()))
     free = ("preset", "device", "seed")  # no part of a recipe
     changed = [f"{name} {value}" for name, value in config.items() if name not in free and value != preset[name]]
-    limit = run.stage_info("train")["images"]["request"]["limit"]
+    limit = run.train.images.request.limit
     return changed + ([] if limit is None else [f"{limit:,} images only"])
 
 
@@ -148,8 +148,8 @@ def shown_beside(runs: Sequence[Run]) -> list[Run]:
     """The runs that figures of limited width show: the first of each preset, the preset `paper` first, at most two."""
     first: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: run.shipped):
-        first.setdefault(load_config(run).preset, run)
-    return sorted(first.values(), key=lambda run: load_config(run).preset != "paper")[:2]
+        first.setdefault(run.train.config.preset, run)
+    return sorted(first.values(), key=lambda run: run.train.config.preset != "paper")[:2]
 
 
 def left_out(runs: Sequence[Run], shown: Sequence[Run]) -> str:
@@ -160,7 +160,7 @@ def left_out(runs: Sequence[Run], shown: Sequence[Run]) -> str:
 
 def stopping(run: Run) -> str:
     """How early stopping was set and how it ended in this run."""
-    config, trained = load_config(run), load_training(run)
+    config, trained = run.train.config, run.train
     count = len(trained.history)
     ended = f"stopped after {count} epochs" if count < config.epochs else f"was ended by the limit of {count} epochs"
     least = f"at least {config.min_delta:g}" if config.min_delta else "at all"
@@ -175,8 +175,8 @@ def stopping(run: Run) -> str:
 
 def unsettled(run: Run) -> str:
     """Whether the limit of epochs came before the learning rate had fallen, and what to do; else empty."""
-    config, count = load_config(run), len(load_training(run).history)
-    images = run.stage_info("train")["images"]["count"]
+    config, count = run.train.config, len(run.train.history)
+    images = run.train.images.count
     per_epoch = math.ceil((images - round(images * config.val_fraction)) / config.batch_size)
     if not config.decay_steps or count * per_epoch >= config.decay_steps:
         return ""
@@ -190,7 +190,7 @@ def unsettled(run: Run) -> str:
 
 def _restored(run: Run) -> str:
     """Whether the restored epoch is that of the lowest validation MSE."""
-    trained = load_training(run)
+    trained = run.train
     lowest = trained.history["val_mse"].min()
     if trained.best_val_mse <= lowest:
         return f"Its validation MSE, {scientific(lowest)}, is the lowest of all epochs."
@@ -214,14 +214,14 @@ def model_steps(pipeline: Pipeline) -> str:
 
 def images_used(runs: Sequence[Run]) -> str:
     """Which images the runs saw, and whether they are the paper's; cites the report's reference 5."""
-    sources = dict.fromkeys(run.stage_info("train")["images"]["source"] for run in runs)
+    sources = dict.fromkeys(run.train.images.source for run in runs)
     return " ".join(f"The images {code(source)} are {SOURCES[source.partition(':')[0]]}." for source in sources)
 
 
 def training(run: Run) -> str:
     """The training's settings in a sentence."""
-    config, images = load_config(run), run.stage_info("train")["images"]
-    val = round(images["count"] * config.val_fraction)
+    config, images = run.train.config, run.train.images
+    val = round(images.count * config.val_fraction)
     extras = [
         f"weight decay {config.weight_decay:g}",
         "the loss on clamped outputs" if config.clamp else "the loss on outputs before the clamp",
@@ -231,7 +231,7 @@ def training(run: Run) -> str:
     if config.decay_steps:
         extras.append(f"the learning rate falling to 0 over {config.decay_steps} steps along half a cosine")
     return (
-        f"Run {code(run.label)} (preset {preset_text(run)}) was trained on {images['count'] - val:,} images and "
+        f"Run {code(run.label)} (preset {preset_text(run)}) was trained on {images.count - val:,} images and "
         f"validated on {val:,}, with AdamW at a learning rate of {config.lr:g}, batch size {config.batch_size}, at "
         f"most {config.epochs} epochs, seed {config.seed}; {', '.join(extras)}."
     )
@@ -250,8 +250,8 @@ def devices_shown(runs: Sequence[Run]) -> str:
     """Which devices the training curves show; one alone is said to be alone."""
     where = {}
     for run in runs:
-        there = run.stage_info("train")["environment"]
-        where.setdefault(f"{there['device']} ({escape(there['device_name'])})", []).append(code(run.label))
+        there = run.train.environment
+        where.setdefault(f"{there.device} ({escape(there.device_name)})", []).append(code(run.label))
     if len(where) == 1:
         return f"All runs were trained on one device, {next(iter(where))}: there is no other to compare with."
     return "; ".join(f"{listed(labels)} on {device}" for device, labels in where.items()) + "."
@@ -261,9 +261,9 @@ def example_caption(runs: Sequence[Run], i: int) -> str:
     """The caption of example `i`: which image, and its metrics for each run."""
     parts = []
     for run in runs:
-        row = metrics_table(run.examples()).iloc[i]
+        row = metrics_table(run.compare.examples).iloc[i]
         parts.append(
             f"{code(run.label)} (MSE {scientific(row['mse'])}, PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.4f})"
         )
-    index = runs[0].examples()["indices"][i]
+    index = runs[0].compare.examples["indices"][i]
     return f"Test image {index:,}: input, ground truth, and output and error of {listed(parts)}."

@@ -9,10 +9,7 @@ import pandas as pd
 from .. import paper
 from ..comparison import metrics_table
 from ..pipeline import GRAY_WEIGHTS
-from ..runs import Run
-from ..study import load_study
-from ..timing import load_benchmark
-from ..training import load_config, load_least_squares, load_training
+from ..run import STUDY_TABLES, Run, Stage
 from .abstract import answer
 from .claims import claims
 from .places import Place, disturbed, places, spoiled
@@ -47,19 +44,18 @@ def report_numbers(runs: Sequence[Run]) -> dict:
 
 def _run(run: Run) -> dict:
     """One run: what it was made with, and what each of its stages found."""
-    trained, optimum = load_training(run), load_least_squares(run)
+    trained, optimum = run.train, run.train.least_squares
     found = {
         "shipped": run.shipped,
         "stages": {
-            name: {key: value for key, value in stage.items() if key != "results"}
-            for name, stage in run.info["stages"].items()
+            name: stage.model_dump(mode="json", include=set(Stage.model_fields)) for name, stage in run.stages.items()
         },
         "train": {
-            "preset": load_config(run).preset,
-            "weights": trained.model.weights,
+            "preset": run.train.config.preset,
+            "weights": trained.weights,
             "initial_weights": trained.initial_weights,
-            "largest_weight_error": float(np.abs(np.subtract(trained.model.weights, GRAY_WEIGHTS)).max()),
-            "dead": trained.dead,
+            "largest_weight_error": float(np.abs(np.subtract(trained.weights, GRAY_WEIGHTS)).max()),
+            "no_gradient": trained.no_gradient,
             "epochs": len(trained.history),
             "best_epoch": trained.best_epoch,
             "best_val_mse": trained.best_val_mse,
@@ -69,17 +65,17 @@ def _run(run: Run) -> dict:
         },
         "least_squares": vars(optimum) if optimum else None,
     }
-    if run.has("compare"):
-        results = run.stage_info("compare")["results"]
+    if run.compare:
+        results = run.compare
         found["compare"] = {
-            "test_mse": results["test_mse"],
-            "largest_pixel_error": results["max_error"],
-            "examples": metrics_table(run.examples()),
+            "test_mse": results.test_mse,
+            "largest_pixel_error": results.max_error,
+            "examples": metrics_table(run.compare.examples),
         }
-    if run.has("benchmark"):
-        found["benchmark"] = load_benchmark(run)
-    if run.has("study"):
-        study = load_study(run)
+    if run.benchmark:
+        found["benchmark"] = run.benchmark.table
+    if run.study:
+        study = {name: getattr(run.study, name) for name in STUDY_TABLES}
         measured = study["sizes"][study["sizes"]["reason"] == ""]
         ways = {way: rows for way, rows in measured.groupby("way") if len(rows) > 1}
         found["study"] = study | {
@@ -96,7 +92,7 @@ def _seeds(rows: pd.DataFrame) -> dict:
         name: {"median": rows[name].median(), "least": rows[name].min(), "most": rows[name].max()}
         for name in ("weight_error", "val_mse", "best_epoch", "seconds")
     }
-    return {"seeds": len(rows), "dead": int(rows["dead"].sum())} | spread
+    return {"seeds": len(rows), "no_gradient": int(rows["no_gradient"].sum())} | spread
 
 
 def _place(place: Place) -> dict:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..runs import Run
-from ..timing import NOISY_SPREAD, PATHS, load_benchmark
+from ..run import Run
+from ..timing import NOISY_SPREAD, PATHS
 from .text import code, device_text
 
 SETTING = ["device", "batch_size", "shuffle", "drop_last"]
@@ -62,10 +62,10 @@ class Place:
 
 def places(runs: Sequence[Run]) -> list[Place]:
     """Every device on which a run timed the model; where several runs did, names say whose."""
-    timed = [run for run in runs if run.has("benchmark")]
+    timed = [run for run in runs if run.benchmark]
     found = []
     for run in timed:
-        table = load_benchmark(run)
+        table = run.benchmark.table
         devices = dict.fromkeys(table.loc[table["path"].isin(PATHS) & (table["reason"] == ""), "device"])
         for device in devices:
             name, title = device_text(device), device
@@ -77,8 +77,8 @@ def places(runs: Sequence[Run]) -> list[Place]:
 
 def machines(runs: Sequence[Run]) -> list[Place]:
     """One place a timed run for the pipeline itself, which was timed on the CPU whether the model was or not."""
-    timed = [run for run in runs if run.has("benchmark")]
-    return [Place(run, load_benchmark(run), "cpu", device_text("cpu"), run.label) for run in timed]
+    timed = [run for run in runs if run.benchmark]
+    return [Place(run, run.benchmark.table, "cpu", device_text("cpu"), run.label) for run in timed]
 
 
 def swept_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -8,11 +8,11 @@ import pandas as pd
 
 from ..comparison import spread_indices
 from ..pipeline import Pipeline
-from ..runs import SHIPPED_SIGN, STAGE_FILES, Run
+from ..run import SHIPPED_SIGN, Run, Stage
 from ..sizes import SIZES
-from ..study import SEEDS
+from ..stages import SEEDS
 from ..timing import BATCH_SIZES, REPEATS
-from ..training import PRESETS, TrainConfig, load_config
+from ..training import PRESETS, TrainConfig
 from .learning import preset_text
 from .text import code, counted, escape, listed
 
@@ -41,7 +41,7 @@ PARAMETERS = {
 
 def report_date(runs: Sequence[Run]) -> str:
     """The day on which the newest stage was finished, YYYY-MM-DD: the same runs give the same date."""
-    return max(stage["finished"] for run in runs for stage in run.info["stages"].values() if "finished" in stage)[:10]
+    return max(stage.finished for run in runs for stage in run.stages.values()).date().isoformat()
 
 
 def first_page(runs: Sequence[Run]) -> str:
@@ -58,38 +58,37 @@ def first_page(runs: Sequence[Run]) -> str:
             values.setdefault(value(run), []).append(code(run.label))
         return told(name, values)
 
-    def of_stages(name: str, value: Callable[[dict], str]) -> str:
+    def of_stages(name: str, value: Callable[[Stage], str]) -> str:
         """A value that may differ between the stages of a run, which were perhaps made on several machines."""
         values: dict[str, list[str]] = {}
         for run in runs:
             of_run: dict[str, list[str]] = {}
-            for stage in filter(run.has, STAGE_FILES):
-                of_run.setdefault(value(run.stage_info(stage)), []).append(stage)
+            for stage_name, stage in run.stages.items():
+                of_run.setdefault(value(stage), []).append(stage_name)
             for text, stages in of_run.items():
                 which = f": {', '.join(stages)}" if len(of_run) > 1 else ""
                 values.setdefault(text, []).append(f"{code(run.label)}{which}")
         return told(name, values)
 
     def images(run: Run) -> str:
-        found = run.stage_info("train")["images"]
-        height, width = found["size"]
-        return f"{code(found['source'])}, {found['count']:,} training images of {height}×{width} pixels"
+        found = run.train.images
+        height, width = found.size
+        return f"{code(found.source)}, {found.count:,} training images of {height}×{width} pixels"
 
-    def machine(stage: dict) -> str:
-        there = stage["environment"]
-        name = there["cpu"] if there["device"] == "cpu" else f"{there['device_name']} with {there['cpu']}"
-        cores = counted(there["cores"], "core") if there["cores"] else "cores unknown"
-        return f"{escape(name)}, {cores}, {counted(there['threads'], 'thread')}, {escape(there['os'])}"
+    def machine(stage: Stage) -> str:
+        there = stage.environment
+        name = there.cpu if there.device == "cpu" else f"{there.device_name} with {there.cpu}"
+        cores = counted(there.cores, "core") if there.cores else "cores unknown"
+        return f"{escape(name)}, {cores}, {counted(there.threads, 'thread')}, {escape(there.os)}"
 
-    def versions(stage: dict) -> str:
-        there = stage["environment"]
-        return escape(f"Python {there['python']}, torch {there['torch']}, torchvision {there['torchvision']}")
+    def versions(stage: Stage) -> str:
+        there = stage.environment
+        return escape(f"Python {there.python}, torch {there.torch}, torchvision {there.torchvision}")
 
     def stages(run: Run) -> str:
-        done = [name for name in STAGE_FILES if run.has(name)]
-        return f"{code(run.label)} (preset {preset_text(run)}: {', '.join(done)})"
+        return f"{code(run.label)} (preset {preset_text(run)}: {', '.join(run.stages)})"
 
-    compared = [run.stage_info("compare")["images"]["count"] for run in runs if run.has("compare")]
+    compared = [run.compare.images.count for run in runs if run.compare]
     tested = [f"**Test images:** {compared[0]:,}, the same for all runs."] if compared else []
     marked = [
         f"**{SHIPPED_SIGN}:** {code(run.label)} came with this project, made on another machine; all its numbers are "
@@ -105,16 +104,16 @@ def first_page(runs: Sequence[Run]) -> str:
         *tested,
         of_stages("Machine", machine),
         of_stages("Versions", versions),
-        of_runs("Seed", lambda run: str(load_config(run).seed)),
+        of_runs("Seed", lambda run: str(run.train.config.seed)),
         of_stages("Commit", lambda stage: code(short_commit(stage))),
-        of_stages("Date", lambda stage: escape(stage["started"][:10])),
+        of_stages("Date", lambda stage: stage.started.date().isoformat()),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def short_commit(stage: dict) -> str:
+def short_commit(stage: Stage) -> str:
     """The commit's first 12 digits, with "+changes" where files differed from it."""
-    commit, plus, changes = stage["commit"].partition("+")
+    commit, plus, changes = stage.commit.partition("+")
     return commit[:12] + plus + changes
 
 
@@ -122,15 +121,15 @@ def training_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One column a run, one row a fact: the parameters of its training and the machine."""
     columns = {}
     for run in runs:
-        stage = run.stage_info("train")
-        machine, images = stage["environment"], stage["images"]
-        facts = {name: getattr(load_config(run), field) for field, name in PARAMETERS.items()}
-        facts |= {"pipeline": run.pipeline, "training images": f"{images['count']:,} of {images['source']}"}
-        facts |= {"training images, sha256": images["fingerprint"][:16] + "…"}
-        tested = [run.stage_info(name)["images"] for name in ("compare", "benchmark") if run.has(name)]
-        facts |= {"test images, sha256": tested[0]["fingerprint"][:16] + "…"} if tested else {}
-        facts |= {name: machine.get(name) for name in ("device_name", "cpu", "cores", "threads", "os")}
-        facts |= {name: machine.get(name) for name in ("python", "torch", "torchvision", "cuda")}
+        stage = run.train
+        machine, images = stage.environment, stage.images
+        facts = {name: getattr(run.train.config, field) for field, name in PARAMETERS.items()}
+        facts |= {"pipeline": run.pipeline, "training images": f"{images.count:,} of {images.source}"}
+        facts |= {"training images, sha256": images.fingerprint[:16] + "…"}
+        tested = [run.stages[name].images for name in ("compare", "benchmark") if name in run.stages]
+        facts |= {"test images, sha256": tested[0].fingerprint[:16] + "…"} if tested else {}
+        facts |= {name: getattr(machine, name) for name in ("device_name", "cpu", "cores", "threads", "os")}
+        facts |= {name: getattr(machine, name) for name in ("python", "torch", "torchvision", "cuda")}
         columns[run.label] = facts
     table = pd.DataFrame(columns).rename(index={"device_name": "device", "cpu": "CPU", "os": "system", "cuda": "CUDA"})
     return table.map(_fact).rename_axis("Fact").reset_index()
@@ -146,14 +145,14 @@ def stages_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a stage of a run: its images, machine, when, how long, and the commit."""
     rows = []
     for run, name, stage in _stages(runs):
-        images, machine = stage["images"], stage["environment"]
+        images, machine = stage.images, stage.environment
         rows.append(
             {
                 "Run": run.label,
-                "stage": name if stage["status"] == "complete" else f"{name} ({stage['status']})",
-                "images": f"{images['count']:,} {images['split']}",
-                "machine": f"{machine['cpu']}, {counted(machine['threads'], 'thread')}",
-                "started (UTC)": stage["started"][:16].replace("T", " "),
+                "stage": name,
+                "images": f"{images.count:,} {images.split}",
+                "machine": f"{machine.cpu}, {counted(machine.threads, 'thread')}",
+                "started (UTC)": f"{stage.started:%Y-%m-%d %H:%M}",
                 "seconds": _duration(stage),
                 "commit": short_commit(stage),
             }
@@ -161,27 +160,25 @@ def stages_table(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _duration(stage: dict) -> str:
-    """The seconds a stage took, and in how many sittings if it was stopped and gone on with."""
-    sittings = stage.get("sittings", 1)
-    several = f" in {sittings} sittings" if sittings > 1 else ""
-    return f"{stage['seconds']:.1f}{several}" if "seconds" in stage else "–"
+def _duration(stage: Stage) -> str:
+    """The seconds a stage took; where it was stopped and continued, those of the last sitting."""
+    several = f" (the last of {stage.sittings} sittings)" if stage.sittings > 1 else ""
+    return f"{stage.seconds:.1f}{several}"
 
 
 def stages_asked(runs: Sequence[Run]) -> str:
     """What each stage after the training was asked for: a Markdown list."""
     lines = []
     for run, name, stage in _stages(runs):
-        asked = [f"{key.replace('_', ' ')} {_asked(value)}" for key, value in stage["parameters"].items()]
+        asked = [f"{key.replace('_', ' ')} {_asked(value)}" for key, value in stage.parameters.items()]
         if name != "train" and asked:
             lines.append(f"- {code(run.label)}, {name}: {escape('; '.join(asked))}.")
     return "\n".join(lines)
 
 
-def _stages(runs: Sequence[Run]) -> Iterator[tuple[Run, str, dict]]:
+def _stages(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Stage]]:
     for run in runs:
-        stages = run.info["stages"]
-        yield from ((run, name, stages[name]) for name in STAGE_FILES if name in stages)
+        yield from ((run, name, stage) for name, stage in run.stages.items())
 
 
 def _asked(value: object) -> str:
@@ -217,7 +214,7 @@ def run_commands(run: Run) -> list[str]:
     of_stage = {"train": _train_options, "compare": _compare, "benchmark": _benchmark, "study": _study}
     lines = []
     for name, options in of_stage.items():
-        if run.has(name):
+        if name in run.stages:
             lines.append(_command(["transformnet", name, *_options("run-dir", run.label), *options(run)]))
     return lines
 
@@ -229,10 +226,10 @@ def _options(name: str, value: object) -> list[str]:
 
 
 def _train_options(run: Run) -> list[str]:
-    config, images = asdict(load_config(run)), run.stage_info("train")["images"]
+    config, images = asdict(run.train.config), run.train.images
     preset = asdict(PRESETS.get(config["preset"], TrainConfig()))
     options = [*_options("device", config["device"]), *_options("preset", config["preset"])]
-    request = images["request"] | {"data": images["source"]}
+    request = images.request.model_dump() | {"data": images.source}
     defaults = {"data_path": "data", "limit": None, "fit": "none", "image_size": None}
     for name, value in request.items():
         if value != defaults.get(name, object()):
@@ -250,19 +247,19 @@ def _train_options(run: Run) -> list[str]:
 
 
 def _compare(run: Run) -> list[str]:
-    stage = run.stage_info("compare")
-    indices = stage["parameters"].get("indices", [])
-    return [] if indices == spread_indices(stage["images"]["count"]) else _options("index", indices)
+    stage = run.compare
+    indices = stage.parameters.get("indices", [])
+    return [] if indices == spread_indices(stage.images["count"]) else _options("index", indices)
 
 
 def _benchmark(run: Run) -> list[str]:
     options = {"devices": "device", "batch_sizes": "batch_size", "repeats": "repeats"}
     defaults = {"batch_sizes": list(BATCH_SIZES), "repeats": REPEATS}
-    return _stage_options(run.stage_info("benchmark")["parameters"], options, defaults)
+    return _stage_options(run.benchmark.parameters, options, defaults)
 
 
 def _study(run: Run) -> list[str]:
-    parameters = run.stage_info("study")["parameters"]
+    parameters = run.study.parameters
     seeds = {"seeds": len(parameters["seeds"])} if isinstance(parameters.get("seeds"), list) else {}
     defaults = {"seeds": len(SEEDS), "sizes": list(SIZES)}
     return _stage_options(parameters | seeds, {"seeds": "seeds", "sizes": "size", "repeats": "repeats"}, defaults)

@@ -41,11 +41,11 @@ def setting_text(row: pd.Series) -> str:
 def baselines(place: Place) -> str:
     """The pipeline's own times on the machine of this place, beside the paper's."""
     sequential, batched = place.baseline("sequential"), place.baseline("batched")
-    machine = place.run.stage_info("benchmark")["environment"]
+    machine = place.run.benchmark.environment
     few = TOO_FEW if too_few(sequential, batched) else ""
     return (
-        f"On the machine of {code(place.run.label)} ({escape(machine['cpu'])}, "
-        f"{counted(machine['threads'], 'thread')}) the pipeline "
+        f"On the machine of {code(place.run.label)} ({escape(machine.cpu)}, "
+        f"{counted(machine.threads, 'thread')}) the pipeline "
         f"takes {spread_text(sequential)} image by image for {sequential['images']:,} images (the paper, on its "
         f"machine: {paper.SEQUENTIAL_SECONDS} s for {paper.IMAGES:,}), and {spread_text(batched)} in batches of "
         f"{batched['batch_size']}, {times_text(batched['speedup'])} as fast{few}."

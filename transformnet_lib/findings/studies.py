@@ -15,7 +15,7 @@ def _time_text(row: pd.Series) -> str:
 
 
 def seeds_table(seeds: pd.DataFrame) -> pd.DataFrame:
-    """One row a preset: median and range over the seeds, and the number of dead starts."""
+    """One row a preset: median and range over the seeds, and the number of starts without a gradient."""
 
     def spread(values: pd.Series, write) -> str:
         return f"{write(values.median())} [{write(values.min())}, {write(values.max())}]"
@@ -24,7 +24,7 @@ def seeds_table(seeds: pd.DataFrame) -> pd.DataFrame:
         {
             "Preset": preset,
             "seeds": str(len(rows)),
-            "dead starts": str(int(rows["dead"].sum())),
+            "no gradient": str(int(rows["no_gradient"].sum())),
             "largest weight error": spread(rows["weight_error"], scientific),
             "validation MSE": spread(rows["val_mse"], scientific),
             "restored epoch": spread(rows["best_epoch"], "{:.0f}".format),
@@ -39,18 +39,18 @@ def seeds_text(seeds: pd.DataFrame) -> str:
     """What each preset makes of its random starts."""
     sentences = []
     for preset, rows in seeds.groupby("preset"):
-        dead = rows["dead"].sum()
-        alive = rows[~rows["dead"]]
+        stuck = rows["no_gradient"].sum()
+        others = rows[~rows["no_gradient"]]
         starts = (
-            f"{counted(dead, 'start')} of {len(rows)} {'is' if dead == 1 else 'are'} dead (the clamp gives no gradient "
+            f"{counted(stuck, 'start')} of {len(rows)} {'has' if stuck == 1 else 'have'} no gradient (the clamp is flat "
             "there)"
-            if dead
-            else f"no start of {len(rows)} is dead"
+            if stuck
+            else f"every start of {len(rows)} has a gradient"
         )
         ends = (
-            f"; the largest weight error of the others is between {scientific(alive['weight_error'].min())} and "
-            f"{scientific(alive['weight_error'].max())}"
-            if len(alive)
+            f"; the largest weight error of the others is between {scientific(others['weight_error'].min())} and "
+            f"{scientific(others['weight_error'].max())}"
+            if len(others)
             else ""
         )
         sentences.append(f"With the preset {code(preset)}, {starts}{ends}.")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from .. import paper
-from ..runs import SHIPPED_SIGN, Run
-from ..timing import NOISY_SPREAD, PATHS, load_benchmark
+from ..run import SHIPPED_SIGN, Run
+from ..timing import NOISY_SPREAD, PATHS
 from .places import SETTING, Place, disturbed, places, swept_rows
 from .text import YES_NO, code, counted, decimals, escape, listed
 
@@ -103,7 +103,7 @@ def not_measured(runs: Sequence[Run]) -> str:
     published = paper.table1()
     sentences, devices = [], {}
     for run in runs:
-        missing = swept_rows(load_benchmark(run)).query("reason != ''") if run.has("benchmark") else pd.DataFrame()
+        missing = swept_rows(run.benchmark.table).query("reason != ''") if run.benchmark else pd.DataFrame()
         if missing.empty:
             continue
         kinds = missing["reason"].str.partition(" (MSE")[0]  # the same reason, whatever the number in it

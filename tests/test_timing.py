@@ -1,4 +1,5 @@
 import shutil
+import weakref
 from contextlib import contextmanager, nullcontext
 
 import pandas as pd
@@ -139,6 +140,19 @@ def test_each_path_runs_the_model_on_each_image_once(model, images, monkeypatch,
     torch.testing.assert_close(outputs, expected[where])
     assert len(set(where)) == processed
     assert (where == sorted(where)) != shuffle
+
+
+def test_the_matrices_that_a_graph_reads_live_as_long_as_it(model, images, monkeypatch):
+    folded = model.folded()
+    alive = weakref.ref(folded)
+    with fake_cuda(monkeypatch):
+        monkeypatch.setattr(timing, "capture", lambda network, batch: (lambda: None, network(batch)))
+        options = {"batch_size": 16, "shuffle": False, "drop_last": False}
+        run_pass = timing.graphed_pass(folded, images=images, device=torch.device("cpu"), **options)
+    del folded
+    assert alive() is not None
+    del run_pass
+    assert alive() is None
 
 
 def test_a_shuffled_batch_is_not_gathered_before_its_buffers_last_copy_ended(monkeypatch):

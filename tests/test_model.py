@@ -1,3 +1,9 @@
+import copy
+import io
+import pickle
+import threading
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,7 +166,13 @@ def test_the_folded_model_refuses_other_shapes_and_dtypes(wrong):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_folded_model_is_the_same_on_cuda(images):
     folded = exact(Pipeline()).folded()
-    torch.testing.assert_close(folded(images.cuda()).cpu(), folded(images), rtol=0, atol=1e-6)
+    expected = folded(images)
+    for place in ("cpu", "cuda"):  # of the buffers
+        folded.to(place)
+        torch.testing.assert_close(folded(images), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(folded(images.cuda()).cpu(), expected, rtol=0, atol=1e-6)
+    with torch.autocast("cuda"):
+        torch.testing.assert_close(folded(images.cuda()).cpu(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_folded_model_that_was_first_used_without_gradients_can_give_them():
@@ -171,3 +183,130 @@ def test_a_folded_model_that_was_first_used_without_gradients_can_give_them():
     images.requires_grad_()
     folded(images).sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+def test_a_folded_state_brings_its_weights(images):
+    pipeline = Pipeline((20, 24), hflip=False)
+    one, other = exact(pipeline).folded(), seeded_model(0, pipeline).folded()
+    one(images)  # keeps matrices, which must not be used again
+    file = io.BytesIO()
+    torch.save(other.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file)
+    assert state["geometry"].tolist() == [20, 24, False, True] and state["geometry"].dtype == torch.int64
+    one.load_state_dict(state)
+    assert torch.equal(one.weights, other.weights)
+    assert torch.equal(one(images), other(images))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("pipeline", [Pipeline((28, 20)), Pipeline(hflip=False), Pipeline(vflip=False)])
+def test_a_folded_state_of_another_geometry_is_refused_and_changes_nothing(images, pipeline, strict):
+    whole = torch.nn.Sequential(exact(Pipeline()).folded())
+    expected = whole(images)
+    with pytest.raises(RuntimeError, match=r"0\.geometry: expected .* = \[28, 28, 1, 1\], got \[.*; fold a model of"):
+        whole.load_state_dict(torch.nn.Sequential(TransformNet(pipeline).folded()).state_dict(), strict=strict)
+    assert torch.equal(whole(images), expected)
+
+
+def test_weights_that_are_loaded_while_another_call_makes_matrices_count_from_then_on(images, monkeypatch):
+    one, other = exact(Pipeline()).folded(), seeded_model(0).folded()
+    whole = one.axis_matrix
+
+    def meanwhile(*arguments):
+        one.load_state_dict(other.state_dict())
+        return whole(*arguments)
+
+    monkeypatch.setattr(one, "axis_matrix", meanwhile)
+    one(images)
+    monkeypatch.undo()
+    assert torch.equal(one(images), other(images))
+
+
+def test_a_model_folded_in_inference_mode_can_load_weights_outside_of_it(images):
+    with torch.inference_mode():
+        folded = exact(Pipeline()).folded()
+    other = seeded_model(0).folded()
+    folded.load_state_dict(other.state_dict())
+    assert torch.equal(folded(images), other(images))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float64, 2e-6), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str
+)
+def test_a_folded_model_can_be_converted_after_it_was_used(images, dtype, atol):
+    pixels = (images * 255).byte()
+    folded = exact(Pipeline()).folded()
+    expected = folded(pixels)
+    output = folded.to(dtype)(pixels)
+    assert output.dtype == dtype and folded.geometry.dtype == torch.int64
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=atol)
+    torch.testing.assert_close(folded(images.to(dtype)).float(), expected, rtol=0, atol=atol + 1 / 255)
+    torch.testing.assert_close(folded.float()(images), exact(Pipeline()).folded()(images), rtol=0, atol=atol)
+
+
+def test_white_in_half_precision_is_rounded_to_no_more_than_white():
+    folded = TransformNet(Pipeline((72, 53))).folded().bfloat16()
+    folded.weights.copy_(torch.tensor([0.703125, 0.1328125, 0.1640625]))  # their sum is rounded to below 1
+    assert folded(torch.full((1, 3, 8, 10), 255, dtype=torch.uint8)).max() == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_folded_model_is_its_own(images, copied):
+    folded = exact(Pipeline()).folded()
+    expected = folded(images)
+    other = copied(folded)
+    assert torch.equal(other(images), expected)
+    other.load_state_dict(seeded_model(0).folded().state_dict())
+    assert not torch.equal(other(images), expected)
+    assert torch.equal(folded(images), expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_changes_nothing(images, compiled):
+    expected = exact(Pipeline()).folded()(images)
+    folded = exact(Pipeline()).folded()
+    if compiled:
+        folded = torch.compile(folded, backend="eager")
+    with torch.autocast("cpu"):
+        first, again = folded(images), folded(images)  # makes its matrices, has them
+        with torch.inference_mode():
+            without = folded(images)
+        images.requires_grad_()
+        folded(images).sum().backward()
+    for output in (first, again, without):
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
+    assert images.grad.abs().sum() > 0
+
+
+def test_no_matrices_are_needed_for_the_shape_of_an_output():
+    assert TransformNet().folded()(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 1, 28, 28)
+
+
+def test_what_threads_that_share_a_model_keep_is_bounded(images):
+    class Slow(dict):
+        """So that threads find the same number kept, and each adds to it."""
+
+        def __len__(self):
+            number = super().__len__()
+            time.sleep(0.001)
+            return number
+
+    folded, threads, most, wrong = exact(Pipeline()).folded(), 8, [], []
+    folded.kept = Slow()
+    batches = [images[..., :side] for side in range(2, 33)]
+    expected = [exact(Pipeline()).folded()(batch) for batch in batches]
+
+    def work(k: int):
+        for i in range(k, k + 3 * len(batches), 3):
+            batch, right = batches[i % len(batches)], expected[i % len(batches)]
+            wrong.extend([] if torch.equal(folded(batch), right) else [i])
+            most.append(len(folded.kept))
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(most) == threads * len(batches) and wrong == []
+    assert max(most) < model.KEPT_SHAPES + threads

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import bs4
@@ -11,8 +12,10 @@ import nbformat
 import pypdf
 import pytest
 from conftest import command
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-from transformnet_lib import Run, paper
+import transformnet_lib
+from transformnet_lib import Run, paper, refresh
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
 from transformnet_lib.findings.text import scientific, spread_text, times_text
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
@@ -179,12 +182,9 @@ def test_a_title_that_cannot_be_set_is_refused_before_the_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Notebooks that fail
-
-
 @pytest.fixture
-def failing(tmp_path, monkeypatch):
-    """Put a notebook of one cell in place of the project's; answers a function that executes it."""
+def run_cell(tmp_path, monkeypatch):
+    """Answers a function that executes a notebook of one cell, or more, put in place of the project's."""
     monkeypatch.setattr("transformnet_lib.report.NOTEBOOKS", tmp_path)
 
     def run_cell(source: str) -> None:
@@ -194,6 +194,66 @@ def failing(tmp_path, monkeypatch):
         execute("bad", tmp_path / "out" / "bad.ipynb", {})
 
     return run_cell
+
+
+# The kernel
+
+
+@pytest.fixture
+def other_python(tmp_path, monkeypatch):
+    """A kernelspec of the name that the notebooks have, found first, whose Python ends at once."""
+    spec = tmp_path / "jupyter/kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    argv = [sys.executable, "-c", "raise SystemExit(1)", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+
+def test_a_notebook_runs_in_this_python_whatever_kernelspec_is_found_first(run_cell, other_python):
+    run_cell(f"import sys\nassert sys.executable == {sys.executable!r}")
+
+
+def test_a_notebook_runs_where_no_kernelspec_is_found(run_cell, monkeypatch):
+    def none(manager, name):
+        raise NoSuchKernel(name)
+
+    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", none)
+    run_cell("1")
+
+
+def test_the_notebooks_are_refreshed_in_this_python(other_python, tmp_path, monkeypatch):
+    cells = [nbformat.v4.new_code_cell("import sys; sys.executable")]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "one.ipynb")
+    monkeypatch.setattr(refresh, "committed", lambda path: None)
+    refresh.refresh(tmp_path / "one.ipynb")
+    (cell,) = nbformat.read(tmp_path / "one.ipynb", as_version=4).cells
+    assert cell.outputs[0].data["text/plain"] == repr(sys.executable)
+
+
+def test_a_notebook_uses_this_library_whatever_lies_in_the_working_directory(run_cell, tmp_path, monkeypatch):
+    (tmp_path / "clone/transformnet_lib").mkdir(parents=True)
+    for name in ("transformnet_lib/__init__", "tqdm"):
+        (tmp_path / f"clone/{name}.py").write_text("raise ImportError('of the working directory')")
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # which would come first
+    run_cell(f"import tqdm, transformnet_lib\nassert transformnet_lib.__file__ == {transformnet_lib.__file__!r}")
+
+
+def test_the_librarys_folder_may_have_any_name_and_is_no_place_for_other_modules(run_cell, tmp_path, monkeypatch):
+    root = tmp_path / "it's {prefix} \N{LATIN SMALL LETTER E WITH ACUTE}"
+    (root / "transformnet_lib").mkdir(parents=True)
+    (root / "transformnet_lib/__init__.py").write_text("")
+    monkeypatch.setattr("transformnet_lib.report.ROOT", root)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    run_cell(
+        "assert 'sys' not in globals() and 'transformnet_lib' not in globals()\n"
+        f"import sys, transformnet_lib\nassert transformnet_lib.__path__ == [{str(root / 'transformnet_lib')!r}]\n"
+        f"assert {str(root)!r} not in sys.path"
+    )
+
+
+# Notebooks that fail
 
 
 @pytest.mark.parametrize(
@@ -208,9 +268,9 @@ def failing(tmp_path, monkeypatch):
         ("import sys; sys.exit(0)\n---\n1", "bad|was not executed"),
     ],
 )
-def test_a_notebook_that_does_not_run_to_its_end_is_an_error(failing, tmp_path, source, message):
+def test_a_notebook_that_does_not_run_to_its_end_is_an_error(run_cell, tmp_path, source, message):
     with pytest.raises(NotebookError, match=message):
-        failing(source)
+        run_cell(source)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bad.failed.ipynb"]
 
 

@@ -60,30 +60,54 @@ class FoldedTransformNet(nn.Module):
 
     `weights`: float (3,). Input `(batch, 3, height, width)` of any size, uint8 or in [0, 1] of the weights' dtype;
     output `(batch, 1, *pipeline.size)` in [0, 1], of the weights' dtype, on the device of the input. Equal to the
-    eager model within 1e-6; beyond some 100 pixels that takes float64, for float32's sums of so many pixels round more.
-    L and R are made when a shape, dtype or device is first met. Nothing is learned, so there are no parameters, and
-    one folded model serves all devices; for another dtype, convert the model before folding it.
-    Raises ParameterError for any other input.
+    eager model within 1e-6, under autocast too; beyond some 100 pixels that takes float64, for float32's sums of so
+    many pixels round more. Raises ParameterError for any other input.
+
+    Nothing is learned, so there are no parameters. The buffers are `weights` and `geometry`, int64 (height, width,
+    hflip, vflip); a state of another geometry does not load. L and R are made on the images' device, wherever the
+    buffers are, when a shape, dtype or device is first met, and forgotten when the weights are loaded or the model is
+    moved or converted. A CUDA graph captured from the model reads them: as long as the graph is replayed, keep the
+    model as it is, and show it no more than KEPT_SHAPES shapes in all.
 
     >>> TransformNet().folded()(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
     torch.Size([8, 1, 28, 28])
     """
 
+    @torch.inference_mode(False)  # else no weights could be loaded outside of it
     def __init__(self, weights: Tensor, pipeline: Pipeline):
         super().__init__()
-        self.weights = weights.cpu().clone()
+        self.register_buffer("weights", weights.detach().cpu().clone())
+        self.register_buffer("geometry", torch.tensor([*pipeline.size, pipeline.hflip, pipeline.vflip]))
         self.pipeline = pipeline
+        self.kept = {}
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.kept = {}
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        geometry, own = state_dict.get(prefix + "geometry", self.geometry).tolist(), self.geometry.tolist()
+        if geometry != own:
+            errors.append(
+                f"{prefix}geometry: expected (height, width, hflip, vflip) = {own}, got {geometry}; "
+                "fold a model of that pipeline"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self.kept = {}
 
     def axis_matrix(self, size: int, axis: int, device: torch.device) -> Tensor:
         """What the pipeline does to the rows (axis -2) or columns (-1) of an image, as `(pipeline.size[axis], size)`.
 
         PyTorch's own resize of the unit matrix, in the same dtype and on the same device as the image's: in float32
-        the taps of a large image are rounded, and these must be rounded alike.
+        the taps of a large image are rounded, and these must be rounded alike. In half precision no CPU resizes.
         """
-        unit = torch.eye(size, dtype=self.weights.dtype, device=device)[None, None]
+        dtype = torch.promote_types(self.weights.dtype, torch.float32)
+        unit = torch.eye(size, dtype=dtype, device=device)[None, None]
         new_size = (self.pipeline.size[axis], size)
         matrix = F.interpolate(unit, new_size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
+        matrix = matrix.to(self.weights.dtype)
         return matrix.flip(0) if axis in self.pipeline.flip_axes else matrix
 
     @torch.inference_mode(False)  # else what is kept could not be used where gradients are wanted
@@ -92,6 +116,7 @@ class FoldedTransformNet(nn.Module):
 
         On a CPU, L is the arguments of `embedding_bag`; R is None where columns stay as they are.
         """
+        kept = self.kept  # now, so that weights which are loaded meanwhile replace what is made of these
         dtype = self.weights.dtype
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in (torch.uint8, dtype):
             raise ParameterError(
@@ -115,14 +140,19 @@ class FoldedTransformNet(nn.Module):
             }
         # uint8 cannot leave [0, 1], nor can its weighted mean with weights that sum to less (0.9999 in the pipeline);
         # the margin is for rounding. One operation less is a tenth of the time at batch size 16.
-        mean = bool((self.weights >= 0).all() and self.weights.sum() <= 1 - 1e-5)
-        if len(self.kept) == KEPT_SHAPES:
-            self.kept.clear()
+        margin = max(1e-5, 100 * torch.finfo(dtype).eps)
+        mean = bool((self.weights >= 0).all() and self.weights.sum() <= 1 - margin)
         matrices = left, right, not (mean and images.dtype == torch.uint8)
-        self.kept[images.shape, images.dtype, images.device] = matrices
+        if len(kept) >= KEPT_SHAPES:  # more, if threads share the model
+            kept.clear()
+        kept[images.shape, images.dtype, images.device] = matrices
         return matrices
 
     def forward(self, images: Tensor) -> Tensor:
+        device = images.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):  # there is none on meta
+            with torch.autocast(device, enabled=False):  # it would multiply in bfloat16: wrong by a grey level
+                return self.forward(images)
         left, right, clips = self.kept.get((images.shape, images.dtype, images.device)) or self.fold(images)
         x = images.to(self.weights.dtype)
         if isinstance(left, dict):

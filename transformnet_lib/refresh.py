@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from .display import NUMBERS, WIDGET
 from .errors import NotebookError, TransformnetError
 from .files import write_atomic
-from .report import NOTEBOOKS, ROOT, kernel_arguments
+from .report import NOTEBOOKS, ROOT, OwnKernelManager
 
 CLOCK = "nbval-ignore-output"
 
@@ -64,7 +64,7 @@ def refresh(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=600, resources=resources, extra_arguments=kernel_arguments())
+        client = NotebookClient(notebook, timeout=600, resources=resources, kernel_manager_class=OwnKernelManager)
         try:
             client.execute()
         except CellExecutionError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 import lazy_loader
 import nbformat
 from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
@@ -46,13 +47,27 @@ INTERRUPTS = 5  # after which it is killed; what it had finished is saved by the
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
 
 
+class OwnKernelManager(AsyncKernelManager):
+    """Starts kernels with this process's Python and library, whatever kernelspecs and clones lie around."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        launcher = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=launcher + kernel_arguments(), language="python")
+
+
 def kernel_arguments() -> list[str]:
     """What a kernel of this process is started with."""
+    root = ascii(str(ROOT)).replace("{", r"\x7b")  # jupyter_client fills in braces
     return [
         "--log-level=40",  # errors only; else each start warns that it listens on a local port
         # ipykernel looks each second whether its command is there; but not for one that was gone before the first look,
         # where orphans go to another process than 1, as in a desktop's session. So one that has just started looks too.
         f"--IPKernelApp.exec_lines=if not __import__('psutil').pid_exists({os.getpid()}): __import__('os')._exit(1)",
+        # The working directory may be another clone, and this library need not be the installed one
+        "--IPKernelApp.ignore_cwd=True",
+        f"--IPKernelApp.exec_lines=__import__('sys').path.insert(0, {root}); __import__('transformnet_lib');"
+        " __import__('sys').path.pop(0);",
     ]
 
 
@@ -90,7 +105,6 @@ def execute(
                 _literal(unfinished),
                 parameters,
                 progress_bar={"desc": doing or name, "leave": False},
-                extra_arguments=kernel_arguments(),
                 shutdown_kernel="immediate",  # nothing is left to do then, and Python takes a second to unload all
                 **hooks,
             ),
@@ -132,7 +146,7 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
     # Not Thread.join, which once interrupted calls a running thread finished: python/cpython issue 90882
     done = threading.Event()
 
-    class Manager(AsyncKernelManager):
+    class Manager(OwnKernelManager):
         def __init__(self, **options):
             super().__init__(**options)
             kernels.append(self)

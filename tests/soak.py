@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 from PIL import Image
+from transformnet_lib.runs import HISTORY_COLUMNS
 
 from transformnet_lib import CustomDataset, Run
 from transformnet_lib.peers import PEER_COLUMNS
 from transformnet_lib.report import check_executed
-from transformnet_lib.runs import HISTORY_COLUMNS
 from transformnet_lib.seeds import SEED_COLUMNS
 from transformnet_lib.sizes import SIZE_COLUMNS
 from transformnet_lib.timing import BENCHMARK_COLUMNS

@@ -9,6 +9,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 from tensorboard import manager
+from transformnet_lib.runs import Run, reference_run
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TrainConfig, TransformNet, train
 from transformnet_lib.data import split_indices
@@ -30,7 +31,6 @@ from transformnet_lib.findings.text import scientific
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.prepared import Prepared
 from transformnet_lib.refresh import normalise
-from transformnet_lib.runs import Run, reference_run
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 

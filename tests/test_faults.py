@@ -25,12 +25,12 @@ import papermill
 import psutil
 import pytest
 from soak import COMMANDS, RUN, STATUS, Soak, make_images
+from transformnet_lib.runs import reference_run
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, cli, files, report, runs, train
 from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
 from transformnet_lib.files import locked
 from transformnet_lib.report import check_executed, export, forced_done, forced_over, make_report, make_runs, run_stage
-from transformnet_lib.runs import reference_run
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
 THE_ONE_BEFORE = '{"metadata": {"papermill": {}}}'  # a notebook that papermill executed

@@ -17,6 +17,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformnet_lib.runs import describe_images
+from transformnet_lib.study import load_study
 
 from transformnet_lib import Run, TrainConfig, load_dataset, load_model, open_runs, report, train, untrusted
 from transformnet_lib.errors import RunError, TransformnetError
@@ -25,10 +27,8 @@ from transformnet_lib.findings.claims import claims_table
 from transformnet_lib.findings.numbers import report_numbers
 from transformnet_lib.findings.places import places
 from transformnet_lib.peers import PEER_COLUMNS
-from transformnet_lib.runs import describe_images
 from transformnet_lib.seeds import SEED_COLUMNS
 from transformnet_lib.sizes import SIZE_COLUMNS
-from transformnet_lib.study import load_study
 from transformnet_lib.timing import BENCHMARK_COLUMNS, load_benchmark, spread
 from transformnet_lib.training import load_config, load_least_squares, load_training
 

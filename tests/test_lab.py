@@ -12,10 +12,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from transformnet_lib.runs import reference_run
 
 from transformnet_lib.data import decode_image
 from transformnet_lib.report import NOTEBOOKS, ROOT
-from transformnet_lib.runs import reference_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")

@@ -7,7 +7,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-
 from transformnet_lib.runs import reference_run
 
 ROOT = Path(__file__).parents[1]

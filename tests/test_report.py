@@ -13,13 +13,13 @@ import pypdf
 import pytest
 from conftest import command
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from transformnet_lib.runs import reference_run
 
 import transformnet_lib
 from transformnet_lib import Run, paper, refresh
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
 from transformnet_lib.findings.text import scientific, spread_text, times_text
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
-from transformnet_lib.runs import reference_run
 
 
 @pytest.fixture(scope="session")

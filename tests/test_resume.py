@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformnet_lib.runs import HISTORY_COLUMNS
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, train
 from transformnet_lib import runs as runs_module
 from transformnet_lib.errors import Interrupted, ParameterError, RunError
-from transformnet_lib.runs import HISTORY_COLUMNS
 from transformnet_lib.training import Trainer, load_training
 
 COLUMNS = ["epoch", "train_mse", "val_mse", "red", "green", "blue"]  # of the history, times aside

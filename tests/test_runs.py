@@ -25,10 +25,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
-from transformnet_lib import files, runs
-from transformnet_lib.errors import RunError
-from transformnet_lib.pipeline import Pipeline
 from transformnet_lib.runs import (
     EXECUTING,
     HISTORY_COLUMNS,
@@ -37,6 +33,10 @@ from transformnet_lib.runs import (
     open_run,
     open_runs,
 )
+
+from transformnet_lib import files, runs
+from transformnet_lib.errors import RunError
+from transformnet_lib.pipeline import Pipeline
 
 CPU = torch.device("cpu")
 PARAMETERS = {"lr": 0.002, "seed": 0, "pipeline": Pipeline().to_dict()}

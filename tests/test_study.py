@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformnet_lib.study import TABLES, load_study, study_run
 
 from transformnet_lib import (
     GRAY_WEIGHTS,
@@ -28,7 +29,6 @@ from transformnet_lib.findings import studies
 from transformnet_lib.peers import BASELINE, PEER_COLUMNS, PEERS, study_peers
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.sizes import SIZE_COLUMNS, study_sizes
-from transformnet_lib.study import TABLES, load_study, study_run
 
 SMALL = {"seeds": [0, 1], "sizes": [50, 100], "repeats": 1}
 SAME = ["preset", "seed", "red", "green", "blue", "val_mse", "best_epoch", "epochs", "dead"]  # whatever the clock says

@@ -12,8 +12,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "model": ["TransformNet"],
         "optimum": ["least_squares"],
         "pipeline": ["GRAY_WEIGHTS", "Pipeline"],
-        "runs": ["Run", "open_run", "open_runs"],
+        "run": ["Run", "read_run", "read_runs", "scratch_run"],
+        "stages": ["benchmark_stage", "compare_stage", "study_stage", "train_stage"],
         "timing": ["benchmark", "test_inference_time"],
-        "training": ["EarlyStopping", "TrainConfig", "load_dataset", "load_model", "train"],
+        "training": ["EarlyStopping", "TrainConfig", "train"],
     },
 )

@@ -89,8 +89,9 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
     """Execute a stage's notebook into its run directory and say where the result is."""
     from . import report
 
-    report.run_stage(name, run_dir, parameters)
-    typer.echo(f"{name}: complete in {run_dir}, notebook {run_dir / name}.ipynb")
+    made = report.run_stage(name, run_dir, parameters)
+    state = "complete" if made else "was complete"
+    typer.echo(f"{name}: {state} in {run_dir / name}, with its notebook {name}.ipynb")
 
 
 @app.command()
@@ -218,8 +219,8 @@ def report(
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
     from .files import check_path
-    from .report import check_front, forced_done, make_report, make_runs, refuse_others
-    from .runs import Run, shipped_runs
+    from .report import check_front, make_report, make_runs, refuse_others
+    from .run import read_runs, shipped_runs
     from .sizes import SIZES
 
     check_path("out", out)
@@ -235,7 +236,7 @@ def report(
         force=force,
     )
     # A shipped run joins where it shows a kind of device that is not here; to runs that were named nothing is added
-    shipped = [] if run else [found.path for found in shipped_runs([Run(path) for path in made])]
+    shipped = [] if run else [each.path for each in shipped_runs(read_runs(made))]
     files = make_report([*made, *shipped], out, title=title, author=author)
     for file in files:
         typer.echo(file)
@@ -245,8 +246,6 @@ def report(
     for title, place in numbers["places"].items():
         if place["spoiled"]:
             typer.echo(f"{one_line(title)}: most rows were disturbed, so the times say little", err=True)
-    if not run:
-        forced_done(runs_dir)
 
 
 @app.command()
@@ -264,7 +263,7 @@ def infer(
     """
     from .inference import infer_folder
     from .machine import resolve_device
-    from .runs import Run
+    from .run import read_run
 
     ranks = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
     for name, value in ranks.items():
@@ -274,7 +273,7 @@ def infer(
     if "LOCAL_RANK" in os.environ and str(resolve_device(device)) == "cuda":  # each process a device of its own
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     count = infer_folder(
-        Run(run), images, out, form=form, batch_size=batch_size, device=device, rank=rank, world_size=world_size
+        read_run(run), images, out, form=form, batch_size=batch_size, device=device, rank=rank, world_size=world_size
     )
     typer.echo(f"{count:,} images done now, in {out}")
 
@@ -289,11 +288,11 @@ def export(
 ) -> None:
     """Write a run's model for other programs."""
     from .inference import export_onnx
-    from .runs import Run
+    from .run import read_run
 
     if to != "onnx":
         raise TransformnetError(f"to: expected onnx, got {to!r}")
-    typer.echo(export_onnx(Run(run), out or run / "transformnet.onnx"))
+    typer.echo(export_onnx(read_run(run), out or run / "transformnet.onnx"))
 
 
 @data_app.command()

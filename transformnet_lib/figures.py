@@ -161,7 +161,7 @@ def weight_paths(ax: Axes, path: pd.DataFrame, optimum: Sequence[float], *, labe
 
 
 def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
-    """Draw each training's largest weight error against its seed, a marker a preset; starts without a gradient are crossed out.
+    """Draw each training's largest weight error against its seed, a marker a preset; a cross: zero gradient.
 
     `seeds` has the columns of `seeds.SEED_COLUMNS`.
     """

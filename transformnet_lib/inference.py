@@ -19,12 +19,10 @@ from tqdm import tqdm
 
 from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
-from .files import check_path, drop_leftovers, locked, read_plain, write_atomic
+from .files import check_path, drop_leftovers, locked, read_file, write_atomic
 from .machine import resolve_device
 from .model import FoldedTransformNet, TransformNet
-from .runs import Run
-from .training import load_model
-from .untrusted import MAX_TEXT_BYTES, parse_json
+from .run import MAX_TEXT_BYTES, Run
 
 FORMATS = ("png", "npz")
 SHARD = "shard-{:06}-of-rank-{:04}.npz"
@@ -76,8 +74,8 @@ def infer_folder(
         raise ParameterError(f"out: {out} lies in {images}; results would be taken for images the next time")
     if _lies_in(images, out):
         raise ParameterError(f"out: {out} holds {images}, whose images results could replace; take another --out")
-    if os.path.realpath(out) == os.path.realpath(run.path):
-        raise ParameterError(f"out: {out} is the run directory; take another folder")
+    if _lies_in(out, run.path):
+        raise ParameterError(f"out: {out} lies in the run directory; take another folder")
 
     count = 0
     for folder, files in itertools.groupby(image_files(images), lambda file: file.parent):
@@ -90,7 +88,7 @@ def infer_folder(
     if not count and not rank:
         raise DataError(f"images: no images below {images}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     where = resolve_device(device)
-    model = load_model(run)
+    model = run.model
     fingerprint = _fingerprint(model)
     shards = {"batch_size": batch_size, "world_size": world_size} if form == "npz" else {}
     if out.exists() and not os.path.lexists(out / RECORD):
@@ -239,7 +237,7 @@ def _claim(out: Path, record: dict) -> None:
     record = json.loads(json.dumps(record))
     if os.path.lexists(path) and any(found.name != STATE for found in out.iterdir()):
         try:
-            known = parse_json(read_plain(path, MAX_TEXT_BYTES))
+            known = json.loads(read_file(path, MAX_TEXT_BYTES))
         except (ValueError, RecursionError):
             known = None
         if known != record:
@@ -314,8 +312,8 @@ def export_onnx(run: Run, path: str | Path, *, image_size: tuple[int, int] | Non
         from onnx import TensorProto, helper, numpy_helper
     except ImportError as error:
         raise ParameterError("onnx is not installed: pip install -e '.[onnx]'") from error
-    height, width = image_size or run.stage_info("train")["images"]["size"]
-    model = load_model(run)
+    height, width = image_size or run.train.images.size
+    model = run.model
     folded, (out_height, out_width) = model.folded(), run.pipeline.size
     cpu = torch.device("cpu")
     left = torch.kron(model.mix.weight.detach().flatten(), folded.axis_matrix(height, -2, cpu))

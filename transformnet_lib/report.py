@@ -1,7 +1,7 @@
 """Running the notebooks and making the report: papermill executes, nbconvert exports.
 
-A stage counts as done only when every code cell of its notebook ran, none shows an error, and run.json says complete:
-papermill's own metadata alone can say "completed" after a dead kernel.
+A notebook counts as executed only when every code cell of it ran and none shows an error: papermill's own metadata can
+say "completed" after a dead kernel.
 """
 
 import asyncio
@@ -28,20 +28,18 @@ from .data import check_source
 from .display import NUMBERS
 from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
 from .export import HTMLReportExporter, PDFReportExporter
-from .files import drop_leftovers, locked, read_plain, write_atomic, write_together
+from .files import drop_leftovers, locked, write_together
 from .findings.text import listed
-from .machine import available_devices, git_commit, resolve_device
-from .runs import COMMAND_LOCK, EXECUTING, Run, is_executed, open_runs
+from .machine import available_devices, resolve_device
+from .run import is_complete, is_current, is_marked, mark_for_remaking, read_run, read_runs
 from .timing import check_sweep
 from .training import TrainConfig
-from .untrusted import MAX_TEXT_BYTES, parse_json
 
 papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see whether there is IPv6
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 STAGES = ("train", "compare", "benchmark")
-FORCED = ".forced.json"  # in the folder of runs: the command that makes them anew, and what it found, until it ends
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
@@ -77,15 +75,14 @@ def execute(
     parameters: dict,
     *,
     unfinished: Path | None = None,
-    then: Callable[[], None] = lambda: None,
     doing: str = "",
 ) -> None:
     """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
 
     Raises ParameterError for one that the notebook doesn't have, Interrupted after Ctrl-C, and NotebookError, with the
-    cell's own error line, if any cell fails or is not reached, and what `then` raises, which is called at the end. What
-    was executed until then is kept as `unfinished`, by default `<name>.failed.ipynb` beside `output`, which stays as it
-    was. `doing` is shown beside the progress bar instead of the name.
+    cell's own error line, if any cell fails or is not reached. What was executed until then is kept as `unfinished`, by
+    default `<name>.failed.ipynb` beside `output`, which stays as it was. `doing` is shown beside the progress bar
+    instead of the name.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
@@ -110,9 +107,10 @@ def execute(
             ),
         )
         check_executed(unfinished)
-        then()
         with unfinished.open("r+b") as file:
             os.fsync(file.fileno())  # papermill does not, so a power cut could leave the new name on half a notebook
+        if not output.parent.is_dir():  # the folder of its stage
+            raise NotebookError(f"{name}: the notebook ran to its end without making {output.parent}; see {unfinished}")
         unfinished.replace(output)
     except papermill.exceptions.PapermillExecutionError as error:
         reason = (error.evalue or "no message").splitlines()[0]
@@ -152,7 +150,7 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             kernels.append(self)
 
         async def start_kernel(self, **options):
-            await super().start_kernel(**{"env": os.environ | {EXECUTING: name}} | options)
+            await super().start_kernel(**options)
             if stopped.is_set():  # meanwhile
                 await self.shutdown_kernel(now=True)
 
@@ -214,42 +212,36 @@ def check_stage(name: str, parameters: dict) -> None:
 
 
 def refuse_others(notebook: Path) -> None:
-    """Raise NotebookError if the file at the place of an executed notebook is none, and so somebody's own."""
-    if notebook.is_file() and not notebook.is_symlink() and not is_executed(notebook):
-        raise NotebookError(
-            f"{notebook}: not executed by a command, so not replaced by one; move it, or take another folder"
-        )
+    """Raise NotebookError if a notebook that papermill did not execute, and so somebody's own, would be replaced."""
+    if notebook.is_file() and not _papermill(notebook):
+        raise NotebookError(f"{notebook}: not executed by a command, so not replaced; move it, or take another folder")
 
 
-def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
-    """Execute the notebook of one stage into its run directory, and make sure that the stage is complete.
+def _papermill(notebook: Path) -> dict:
+    """What papermill noted in a notebook that it executed; empty where there is none, or somebody else's."""
+    try:
+        return json.loads(notebook.read_bytes())["metadata"]["papermill"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
-    One whose work was done just now, but whose notebook did not run to its end, is not; the same call executes that.
+
+def run_stage(name: str, run_dir: Path, parameters: dict) -> bool:
+    """Execute the notebook of one stage into its folder, so that the stage is complete; False if all of it was there.
+
+    The notebook is the stage's attachment: one that is missing, or was executed with other parameters, is executed
+    (and the stage refused by the library if it was made with others).
     """
     check_stage(name, parameters)
-    refuse_others(run_dir / f"{name}.ipynb")
-    run = Run(run_dir)
     if name != "train":
-        run.settle()
-        run.require("train")
-    forced = parameters.get("force", False)
-    kept = (run.record(name) or {}).get("status") == "complete" and not forced
-    with run.command():
-        try:
-            execute(
-                name,
-                run_dir / (f".{name}.anew" if forced else "") / f"{name}.ipynb",
-                {"run_dir": str(run_dir), **parameters},
-                unfinished=run_dir / f"{name}.failed.ipynb",
-                then=run.require_place,
-                doing=f"{name} (complete already: only its notebook)" if kept else "",
-            )
-        except (NotebookError, Interrupted) as error:
-            with suppress(RunError):  # the run cannot be written: the first error is the one to tell
-                run.end(name, str(error), forced=forced)
-            raise
-        run.end(name, forced=forced)
-        run.require(name)
+        read_run(run_dir)  # else a kernel would start to say that it is not trained
+    notebook = run_dir / name / f"{name}.ipynb"
+    parameters = {"run_dir": str(run_dir), **parameters}
+    complete = is_complete(run_dir / name) and not parameters.get("force")
+    if complete and is_current(run_dir, name) and _papermill(notebook).get("parameters") == parameters:
+        return False
+    doing = f"{name} (complete: only its notebook)" if complete else ""
+    execute(name, notebook, parameters, unfinished=run_dir / f"{name}.failed.ipynb", doing=doing)
+    return True
 
 
 def export(notebook: Path, out_dir: Path) -> list[Path]:
@@ -293,11 +285,11 @@ def make_runs(
     study: dict | None = None,
     force: bool,
 ) -> list[Path]:
-    """Make the report's runs: for each device `<runs_dir>/<device>` of the first preset, `<device>-<preset>` of others.
+    """Make the report's runs, `<runs_dir>/<preset>-<device>` for each device and preset.
 
-    The first has the stages train, compare, benchmark and, unless None, study; the others train and compare. What is
-    complete already is left as it is. `train`, `benchmark` and `study` are notebook parameters. With `force` all are
-    made anew; if that is stopped, and not if it fails, the same call goes on with it until `forced_done` is called.
+    Those of the first preset have the stages train, compare, benchmark and, unless None, study; the others train and
+    compare. What is complete is left as it is. `train`, `benchmark` and `study` are notebook parameters. With `force`
+    all are made again; if that is stopped, the same call goes on with it.
     """
     devices = [str(resolve_device(device)) for device in devices] or available_devices()
     todo, run_dirs = [], []
@@ -307,7 +299,7 @@ def make_runs(
         for preset in presets:
             first = preset == presets[0]
             stages = STAGES + ("study",) * (study is not None) if first else STAGES[:2]
-            run_dir = runs_dir / (device.replace(":", "") + ("" if first else f"-{preset}"))
+            run_dir = runs_dir / f"{preset}-{device.replace(':', '')}"
             of_stage = {
                 "train": {"device": device, "preset": preset, **train},
                 "compare": {},
@@ -316,47 +308,19 @@ def make_runs(
             }
             todo += [(stage, run_dir, of_stage[stage]) for stage in stages]
             run_dirs.append(run_dir)
-    for stage, run_dir, parameters in todo:  # before the first long one
+    for stage, _, parameters in todo:  # before the first long one
         check_stage(stage, parameters)
-        refuse_others(run_dir / f"{stage}.ipynb")
     if force:
-        for run_dir in run_dirs:
-            Run(run_dir).settle()  # else what an earlier forced command had all but made would pass for old
-    found = [Run(run_dir).record(stage) for stage, run_dir, _ in todo]
-    request = [git_commit(), *([stage, str(run_dir), asked] for stage, run_dir, asked in todo)]
-    before = forced_over(runs_dir, request, found) if force else found
-    for (stage, run_dir, parameters), old in zip(todo, before, strict=True):
-        anew = force and Run(run_dir).record(stage) == old
-        try:
-            run_stage(stage, run_dir, parameters | {"force": anew})
-        except NotebookError:
-            if force:  # what was made since may be what is wrong (other images by now): then it is made anew again
-                forced_done(runs_dir)
-            raise
+        marked = [is_marked(run_dir, stage) for stage, run_dir, _ in todo]
+        if any(marked):
+            print(f"going on with the stopped --force: {sum(marked)} of {len(todo)} stages are left", file=sys.stderr)
+        else:
+            for stage, run_dir, _ in todo:
+                mark_for_remaking(run_dir, stage)
+    for stage, run_dir, parameters in todo:
+        again = {"force": True} if force and is_marked(run_dir, stage) else {}
+        run_stage(stage, run_dir, parameters | again)
     return run_dirs
-
-
-def forced_over(runs_dir: Path, request: list, found: list[dict | None]) -> list[dict | None]:
-    """The stages' records when this command was first given, if it was stopped before `forced_done`, else `found`.
-
-    A stage of which another is on record by now it has made anew already.
-    """
-    note = runs_dir / FORCED
-    with suppress(RunError, RecursionError, ValueError, TypeError, KeyError):  # no such command, or not to be read
-        known = parse_json(read_plain(note, MAX_TEXT_BYTES))
-        if known["request"] == request and type(known["before"]) is list and len(known["before"]) == len(found):
-            return known["before"]
-    try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(note, json.dumps({"request": request, "before": found}).encode())
-    except OSError as error:
-        raise RunError(f"{note}: cannot be written ({error.strerror})") from error
-    return found
-
-
-def forced_done(runs_dir: Path) -> None:
-    """Note that a command has made its runs and its report: forced again, it makes all anew."""
-    (runs_dir / FORCED).unlink(missing_ok=True)
 
 
 def check_front(title: str | None, author: str | None) -> None:
@@ -370,31 +334,20 @@ def check_front(title: str | None, author: str | None) -> None:
 def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
     """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json].
 
-    A run with a stage that was begun and is not complete is refused, whatever the other runs have, and so is one to
-    which something is done meanwhile.
+    A run with a stage that was begun and is not complete is refused, whatever the other runs have.
     """
-    runs = open_runs(run_dirs)
-    seen = [run.info for run in runs]
-
-    def refuse_if_changed() -> None:
-        for run, info in zip(runs, seen, strict=True):
-            if run.info != info:
-                raise RunError(f"{run.path}: changed while the report was made of it; give the same command again")
-
+    runs = read_runs(run_dirs)
     for run in runs:
-        run.require_settled()
-        run.require(*run.info["stages"])
-    for stage in ("compare", "benchmark"):
-        if not any(run.has(stage) for run in runs):
-            runs[0].require(stage)
+        for name, why in run.unfinished.items():
+            how = f"`transformnet {name} --run-dir {run.path}` with the same parameters makes it"
+            raise RunError(f"{run.path}: stage {name} is not complete ({why}); {how}")
+    for name in ("compare", "benchmark"):
+        if not any(name in run.stages for run in runs):
+            raise RunError(f"{runs[0].path}: stage {name}: not run yet; `transformnet {name} --run-dir {runs[0].path}`")
     notebook = out_dir / "report.ipynb"
     refuse_others(notebook)
     named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
-    with locked(out_dir, COMMAND_LOCK):
+    with locked(out_dir):
         drop_leftovers(out_dir)
-        try:
-            execute("report", notebook, {"runs": [str(run.path) for run in runs], **named}, then=refuse_if_changed)
-        except NotebookError:
-            refuse_if_changed()  # which is then the reason
-            raise
+        execute("report", notebook, {"runs": [str(run.path) for run in runs], **named})
         return export(notebook, out_dir)

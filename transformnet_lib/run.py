@@ -320,6 +320,12 @@ def is_complete(folder: Path) -> bool:
     return (folder / "stage.json").exists()
 
 
+def is_current(run_dir: Path, name: str) -> bool:
+    """Whether a complete stage was made with the run's present training."""
+    training = parse_record(Begun, run_dir / "train" / "parameters.json").training
+    return parse_record(Begun, run_dir / name / "parameters.json").training == training
+
+
 def _checked(run_dir: str | Path) -> Path:
     if not isinstance(run_dir, str | Path) or run_dir == "":
         raise ParameterError(f"run_dir: expected the path of a folder, got {run_dir!r}")
@@ -631,7 +637,7 @@ def stage(
         writer.write_record("parameters.json", begun)
         start = time.perf_counter()
         yield writer
-        finished = Finished(results=writer.results, seconds=time.perf_counter() - start, finished=now())
+        finished = Finished(results=json.loads(json.dumps(writer.results)), seconds=time.perf_counter() - start, finished=now())
         writer.write_record("stage.json", finished)
         _settle(path)
 

@@ -102,8 +102,8 @@ PRESETS = {
     # What the paper states, and PyTorch's defaults where it is silent. Kept with its faults.
     "paper": TrainConfig(),
     # Reaches the least-squares optimum. `whiten` makes the loss equally steep in every direction, where red, green and
-    # blue are so alike that plain steps creep; without clamping every start has a gradient; without weight decay the optimum is
-    # that of the MSE; the decay to 0 lets the last steps settle; what is only rounding is no improvement.
+    # blue are so alike that plain steps are slow; without clamping every start has a gradient; without weight decay the
+    # optimum is that of the MSE; the decay to 0 lets the last steps settle; what is only rounding is no improvement.
     "precise": TrainConfig(
         preset="precise",
         lr=0.1,

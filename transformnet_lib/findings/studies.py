@@ -42,8 +42,8 @@ def seeds_text(seeds: pd.DataFrame) -> str:
         stuck = rows["no_gradient"].sum()
         others = rows[~rows["no_gradient"]]
         starts = (
-            f"{counted(stuck, 'start')} of {len(rows)} {'has' if stuck == 1 else 'have'} no gradient (the clamp is flat "
-            "there)"
+            f"{counted(stuck, 'start')} of {len(rows)} {'has' if stuck == 1 else 'have'} no gradient (the clamp is "
+            "flat there)"
             if stuck
             else f"every start of {len(rows)} has a gradient"
         )

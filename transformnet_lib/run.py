@@ -637,7 +637,9 @@ def stage(
         writer.write_record("parameters.json", begun)
         start = time.perf_counter()
         yield writer
-        finished = Finished(results=json.loads(json.dumps(writer.results)), seconds=time.perf_counter() - start, finished=now())
+        finished = Finished(
+            results=json.loads(json.dumps(writer.results)), seconds=time.perf_counter() - start, finished=now()
+        )
         writer.write_record("stage.json", finished)
         _settle(path)
 

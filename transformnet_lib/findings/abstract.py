@@ -51,8 +51,8 @@ def _closeness(best: Run | None) -> str:
     }[distance(best)]
     stage = best.compare
     return (
-        f"Three trained weights {words} (MSE {scientific(stage['results']['test_mse'])} over "
-        f"{stage.images['count']:,} test images, preset {preset_text(best)})"
+        f"Three trained weights {words} (MSE {scientific(stage.test_mse)} over "
+        f"{stage.images.count:,} test images, preset {preset_text(best)})"
     )
 
 

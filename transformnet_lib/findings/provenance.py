@@ -249,7 +249,7 @@ def _train_options(run: Run) -> list[str]:
 def _compare(run: Run) -> list[str]:
     stage = run.compare
     indices = stage.parameters.get("indices", [])
-    return [] if indices == spread_indices(stage.images["count"]) else _options("index", indices)
+    return [] if indices == spread_indices(stage.images.count) else _options("index", indices)
 
 
 def _benchmark(run: Run) -> list[str]:

@@ -46,8 +46,10 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
 
 def altered(run: Run, *, label: str = "", **stages: dict | None) -> Run:
     """`run` as if its stages held other facts, or were not made: `altered(run, compare={"test_mse": 0.3})`."""
-    changed = {name: facts and getattr(run, name).model_copy(update=facts) for name, facts in stages.items()}
-    return run.model_copy(update=changed | ({"label": label} if label else {}))
+    changed = {"label": label or run.label}
+    for name, facts in stages.items():
+        changed[name] = None if facts is None else getattr(run, name).model_copy(update=facts)
+    return run.model_copy(update=changed)
 
 
 def command(*arguments, cwd: Path, **variables: str) -> subprocess.CompletedProcess:

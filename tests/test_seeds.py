@@ -115,7 +115,7 @@ def test_a_study_has_a_row_for_every_preset_and_seed_that_says_how_it_ended(trai
     table = study_seeds(train_set, seeds=(3, 0))
     assert list(table.columns) == list(SEED_COLUMNS)
     assert table[["preset", "seed"]].to_numpy().tolist() == [["paper", 3], ["paper", 0], ["precise", 3], ["precise", 0]]
-    assert table["dead"].tolist() == [True, False, False, False]  # seed 3 starts with three negative weights
+    assert table["no_gradient"].tolist() == [True, False, False, False]  # seed 3 starts with three negative weights
     for row in table.to_dict("records"):
         config = TrainConfig.from_preset(row["preset"], seed=row["seed"], device="cpu")
         alone = train(train_set, config)

@@ -1,4 +1,4 @@
-"""The stage `study`: many seeds, other libraries, cost over size."""
+"""What the study measures: many seeds, other libraries, cost over size."""
 
 import dataclasses
 import importlib.util
@@ -10,35 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformnet_lib.study import TABLES, load_study, study_run
 
-from transformnet_lib import (
-    GRAY_WEIGHTS,
-    CustomDataset,
-    Pipeline,
-    Run,
-    TrainConfig,
-    TransformNet,
-    peers,
-    seeds,
-    sizes,
-    train,
-)
-from transformnet_lib.errors import ParameterError, RunError
+from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TransformNet, peers, seeds, sizes
 from transformnet_lib.findings import studies
 from transformnet_lib.peers import BASELINE, PEER_COLUMNS, PEERS, study_peers
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.sizes import SIZE_COLUMNS, study_sizes
-
-SMALL = {"seeds": [0, 1], "sizes": [50, 100], "repeats": 1}
-SAME = ["preset", "seed", "red", "green", "blue", "val_mse", "best_epoch", "epochs", "dead"]  # whatever the clock says
-
-
-@pytest.fixture
-def trained(train_set, tmp_path) -> Run:
-    run = Run(tmp_path / "run")
-    train(train_set, TrainConfig(device="cpu", epochs=1), run=run)
-    return run
 
 
 @pytest.fixture
@@ -47,63 +24,6 @@ def exact() -> TransformNet:
     with torch.no_grad():
         model.mix.weight.copy_(torch.tensor(GRAY_WEIGHTS).view(1, 3, 1, 1))
     return model.eval()
-
-
-# The stage
-
-
-def test_a_study_fills_three_tables_and_is_then_only_read(trained, train_set, test_set, monkeypatch):
-    study = study_run(trained, train_set, test_set, **SMALL)
-    assert set(study) == {"seeds", "peers", "sizes"}
-    assert len(study["seeds"]) == 4
-    assert study["sizes"]["images"].unique().tolist() == [50, 100]
-    monkeypatch.setattr("transformnet_lib.study.study_seeds", None)
-    again = study_run(trained, train_set, test_set, **SMALL)
-    for name, table in study.items():
-        pd.testing.assert_frame_equal(again[name], table)
-
-
-def test_an_interrupted_study_goes_on_after_its_last_row(trained, train_set, test_set, monkeypatch):
-    finish, made = seeds.finish, []
-
-    def interrupted(trainer):
-        made.append((trainer.config.preset, trainer.config.seed))
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return finish(trainer)
-
-    monkeypatch.setattr(seeds, "finish", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        study_run(trained, train_set, test_set, **SMALL)
-    with pytest.raises(RunError, match="stage study is not complete \\(interrupted\\)"):
-        load_study(trained)
-    table = study_run(trained, train_set, test_set, **SMALL)["seeds"]
-    assert made == [("paper", 0), ("paper", 1), ("precise", 0), ("precise", 0), ("precise", 1)]
-    whole = seeds.study_seeds(train_set, seeds=(0, 1))
-    assert table[SAME].to_numpy().tolist() == whole[SAME].to_numpy().tolist()
-
-
-@pytest.mark.parametrize("missing", ["peers.csv", "sizes.csv"])
-def test_a_study_makes_only_the_tables_that_are_missing(trained, train_set, test_set, missing):
-    study_run(trained, train_set, test_set, **SMALL)
-    info = trained.info
-    info["stages"]["study"]["status"] = "started"  # as a kill leaves it
-    trained._write_info(info)
-    (trained.path / missing).unlink()
-    before = {name: (trained.path / name).read_bytes() for name in set(TABLES) - {missing}}
-    study_run(trained, train_set, test_set, **SMALL)
-    assert (trained.path / missing).exists()
-    assert {name: (trained.path / name).read_bytes() for name in before} == before
-
-
-def test_another_study_is_refused_and_nonsense_too(trained, train_set, test_set):
-    study_run(trained, train_set, test_set, **SMALL)
-    with pytest.raises(RunError, match=r"seeds: \[0, 1\] → \[1\]"):
-        study_run(trained, train_set, test_set, **SMALL | {"seeds": [1]})
-    for wrong in ({"seeds": 0}, {"repeats": 0}, {"sizes": [0]}):
-        with pytest.raises(ParameterError, match=next(iter(wrong))):
-            study_run(trained, train_set, test_set, **SMALL | wrong, force=True)
-    load_study(trained)  # still there
 
 
 def test_grey_images_have_no_optimum_to_be_compared_with(train_set):

@@ -1,21 +1,18 @@
 import gc
-import shutil
 
 import pandas as pd
 import pytest
 import torch
 from fake_cuda import fake_cuda
 
-from transformnet_lib import GRAY_WEIGHTS, Pipeline, Run, TransformNet, benchmark, test_inference_time, timing
-from transformnet_lib.errors import ParameterError, RunError
-from transformnet_lib.machine import clock_mhz, resolve_device
+from transformnet_lib import GRAY_WEIGHTS, Pipeline, TransformNet, benchmark, test_inference_time, timing
+from transformnet_lib.errors import ParameterError
+from transformnet_lib.machine import clock_mhz
 from transformnet_lib.timing import (
     BENCHMARK_COLUMNS,
     PATHS,
     STEP,
     Setting,
-    benchmark_run,
-    load_benchmark,
     prepare_pass,
     settings,
     summarise,
@@ -396,7 +393,7 @@ def test_a_device_that_disappears_leaves_the_other_rows(model, images, monkeypat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_rows_say_that_there_is_no_device(run):
-    cuda = load_benchmark(run).query("device == 'cuda'")
+    cuda = run.benchmark.table.query("device == 'cuda'")
     # 2 batch sizes × shuffle × drop_last × 2 paths, the step for 2 batch sizes, 3 ways at batch size 1, workers, floor
     assert len(cuda) == 16 + 2 + 3 + 2 + 1
     assert set(cuda["reason"]) == {"not measured: no CUDA device"}
@@ -452,61 +449,3 @@ def test_the_clock_is_megahertz_or_none(monkeypatch):
     assert clock_mhz(torch.device("cpu")) == 1500.5
     monkeypatch.setattr("transformnet_lib.machine.Path.read_text", lambda self: "no clock here\n")
     assert clock_mhz(torch.device("cpu")) is None
-
-
-# The stage
-
-STAGE = {
-    "devices": ["cpu", "cuda"],
-    "batch_sizes": [16, 64],
-    "small_batch_sizes": [1],
-    "num_workers": [0, 1],
-    "repeats": 2,
-}
-
-
-def test_the_stage_is_read_back_in_full_precision(run):
-    table = load_benchmark(run)
-    for _, row in table[table["reason"] == ""].iterrows():
-        assert row["seconds"] == pytest.approx(sum(map(float, row["raw_seconds"].split())) / 2, rel=1e-12)  # 2 repeats
-
-
-def test_a_complete_benchmark_is_only_read(run, test_set, monkeypatch):
-    monkeypatch.setattr(timing, "benchmark", None)
-    assert benchmark_run(run, test_set, **STAGE).equals(load_benchmark(run))
-
-
-def test_an_interrupted_benchmark_goes_on_behind_the_last_group(run, test_set, tmp_path, monkeypatch):
-    mine = Run(shutil.copytree(run.path, tmp_path / "mine"))
-    options = SMALL | {"force": True}
-    measure, groups = timing.Bench.measure, []
-
-    def stop_at_the_third(bench, group):
-        groups.append(group)
-        if len(groups) == 3:
-            raise KeyboardInterrupt
-        return measure(bench, group)
-
-    monkeypatch.setattr(timing.Bench, "measure", stop_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        benchmark_run(mine, test_set, **options)
-    before = (mine.path / ".benchmark.anew" / "benchmark.csv").read_text()
-    assert Run(mine.path / ".benchmark.anew").record("benchmark")["status"] == "failed"
-    assert before.count("\n") == 1 + sum(map(len, groups[:2]))
-    table = benchmark_run(mine, test_set, **options)
-    assert (mine.path / "benchmark.csv").read_text().startswith(before)
-    assert groups[3] == groups[2]  # the one that was interrupted, again
-    rows = [Setting(*row) for row in table[list(Setting.__dataclass_fields__)].itertuples(index=False)]
-    assert rows == [setting for group in groups[:2] + groups[3:] for setting in group]
-    assert set(rows) == set(settings(["cpu"], [16], [], []))
-
-
-def test_an_untrained_run_cannot_be_timed(tmp_path, test_set):
-    with pytest.raises(RunError, match="stage train: the folder holds no run"):
-        benchmark_run(Run(tmp_path), test_set)
-
-
-def test_auto_is_measured_under_the_devices_own_name(run, test_set, tmp_path):
-    mine = Run(shutil.copytree(run.path, tmp_path / "mine"))
-    table = benchmark_run(mine, test_set, **SMALL | {"devices": ["auto"]}, force=True)
-    assert "auto" not in set(table["device"]) and resolve_device("auto").type in set(table["device"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
+from refresh import normalise
 from tensorboard import manager
 
 from transformnet_lib import (
@@ -20,7 +21,7 @@ from transformnet_lib import (
     train,
     train_stage,
 )
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.display import WIDGET, show_figure, show_live_figure, show_table, show_text
 from transformnet_lib.explore import (
     Landscape,
@@ -37,8 +38,7 @@ from transformnet_lib.explore import (
 from transformnet_lib.figures import error_colours, png
 from transformnet_lib.findings.text import scientific
 from transformnet_lib.pipeline import to_float
-from transformnet_lib.prepared import Prepared
-from transformnet_lib.refresh import normalise
+from transformnet_lib.resized import ResizedImages
 from transformnet_lib.run import reference_run
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
@@ -145,13 +145,13 @@ def test_an_uploaded_image_is_shown_and_another_file_refused_in_one_line(test_se
 
 
 def test_the_landscape_is_the_loss_without_the_clamp(train_set):
-    prepared = Prepared(train_set, torch.device("cpu"))
+    resized = ResizedImages(train_set, torch.device("cpu"))
     train_indices, _ = split_indices(len(train_set))
-    landscape = Landscape.of(prepared.moments(train_indices))
+    landscape = Landscape.of(resized.moments(train_indices))
     np.testing.assert_allclose(landscape.optimum, GRAY_WEIGHTS, atol=1e-6)
     assert list(landscape.curvatures) == sorted(landscape.curvatures)
-    colours = prepared.inputs[:, train_indices].flatten(1).double().numpy()
-    targets = prepared.targets[train_indices].flatten().double().numpy()
+    colours = resized.inputs[:, train_indices].flatten(1).double().numpy()
+    targets = resized.targets[train_indices].flatten().double().numpy()
     for weights in np.random.default_rng(0).uniform(-1, 1, (5, 3)):
         loss = np.mean((weights @ colours - targets) ** 2)
         assert np.sum(landscape.curvatures * landscape.along([weights]) ** 2) == pytest.approx(loss, rel=1e-6)
@@ -170,9 +170,9 @@ def test_a_recorded_training_is_the_training_with_its_weights_after_each_step(tr
 
 
 def test_another_seed_draws_another_landscape(train_set):
-    prepared = Prepared(train_set, torch.device("cpu"))
-    landscape = Landscape.of(prepared.moments(split_indices(len(train_set))[0]))
-    widget = landscape_explorer(train_set, prepared, landscape, seed=0, batch_size=64, epochs=2)
+    resized = ResizedImages(train_set, torch.device("cpu"))
+    landscape = Landscape.of(resized.moments(split_indices(len(train_set))[0]))
+    widget = landscape_explorer(train_set, resized, landscape, seed=0, batch_size=64, epochs=2)
     before = images_in(widget)
     parts(widget)["seed"].value = 3  # a start without gradient, whose path has no length
     assert images_in(widget) != before

@@ -19,7 +19,7 @@ SIZES = (16, 64, 256)
 BASE = 1.0  # seconds of the pipeline image by image
 
 
-def table(seconds_of, *, batched=0.1, devices=("cpu",), workers=None, spread=0.01, fast=None, steps=None, floor=None):
+def table(seconds_of, *, batched=0.1, devices=("cpu",), workers=None, spread=0.01, fast=None, steps=None, copy=None):
     """A benchmark over 1,024 images (no drop_last remainder); `seconds_of(batch_size, shuffle, drop_last)`.
 
     `fast` is like `seconds_of`, of the fast path; `steps` has the seconds of folded; both are left out unless given.
@@ -34,11 +34,11 @@ def table(seconds_of, *, batched=0.1, devices=("cpu",), workers=None, spread=0.0
     for size in SIZES:
         add(Setting("batched", "cpu", size), batched)
     for device in devices:
-        if floor:
-            add(Setting("floor", device, 1), floor)
-        for path, of_path in (("reference", seconds_of), ("fast", fast)):
-            for size, shuffle, drop_last in product(SIZES, (True, False), (True, False)) if of_path else ():
-                add(Setting(path, device, size, shuffle, drop_last), of_path(size, shuffle, drop_last))
+        if copy:
+            add(Setting("copy", device, 1), copy)
+        for method, of_method in (("reference", seconds_of), ("fast", fast)):
+            for size, shuffle, drop_last in product(SIZES, (True, False), (True, False)) if of_method else ():
+                add(Setting(method, device, size, shuffle, drop_last), of_method(size, shuffle, drop_last))
         if steps:
             add(Setting("folded", device, 256), steps)
     for count, seconds in (workers or {}).items():
@@ -79,12 +79,13 @@ def test_a_model_slower_than_the_batched_pipeline_is_called_so():
     )
 
 
-def with_a_small_size(*paths: str, seconds: float = 0.001) -> pd.DataFrame:
+def with_a_small_size(*methods: str, seconds: float = 0.001) -> pd.DataFrame:
     """A table with rows of batch size 8, outside the sweep, that are the fastest an image."""
     rows = table(lambda *_: 0.2, batched=0.1)
     raw = [seconds] * 5
     small = [
-        summarise(Setting(path, "cpu", 8), raw, count=1024, sequential_seconds_per_image=BASE / 1024) for path in paths
+        summarise(Setting(method, "cpu", 8), raw, count=1024, sequential_seconds_per_image=BASE / 1024)
+        for method in methods
     ]
     return pd.concat([rows, pd.DataFrame(small)], ignore_index=True).reindex(columns=list(BENCHMARK_COLUMNS))
 
@@ -94,7 +95,7 @@ def test_both_rivals_are_at_their_fastest_of_the_same_batch_sizes():
     batched, best = at(rows).baseline("batched"), at(rows).best("reference")
     assert (batched["batch_size"], batched["images"]) == (best["batch_size"], best["images"]) == (16, 1024)
     assert at(rows).baseline("sequential")["images"] == 1024
-    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] != 8), "reason"] = "not measured: why"
+    rows.loc[(rows["method"] == "batched") & (rows["batch_size"] != 8), "reason"] = "not measured: why"
     assert at(rows).baseline("batched")["batch_size"] == 8  # no other was measured
 
 
@@ -144,7 +145,7 @@ def test_a_win_within_the_spread_is_none():
 
 def test_the_quickest_is_that_of_the_least_time_not_of_the_slowest_baseline():
     rows = table(lambda size, *_: {16: 0.3, 64: 0.2, 256: 0.1}[size])
-    slow = (rows["path"] == "reference") & (rows["batch_size"] == 16)
+    slow = (rows["method"] == "reference") & (rows["batch_size"] == 16)
     rows.loc[slow, "speedup"] *= 10
     assert "is fastest with batch size 256" in speed.fastest(at(rows), "reference")
 
@@ -226,7 +227,7 @@ def single(rows: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])
 def test_no_way_beats_another_by_too_few_repeats(measured, repeats):
-    rows = single(table(lambda *_: 0.05, fast=lambda *_: 0.02, steps=0.04, floor=0.01), repeats)
+    rows = single(table(lambda *_: 0.05, fast=lambda *_: 0.02, steps=0.04, copy=0.01), repeats)
     run, few = measured(rows), repeats < 3
     (where,) = places.places([run])
     for rival in ("sequential", "batched"):
@@ -254,7 +255,7 @@ def test_no_way_beats_another_by_too_few_repeats(measured, repeats):
 def test_steps_that_cannot_be_judged_are_said_to_be_so():
     rows = table(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1)
     one = rows.copy()
-    one.loc[one["path"] == "folded", "repeats"] = 2
+    one.loc[one["method"] == "folded", "repeats"] = 2
     text = speed.contributions(at(one))
     assert "running the pipeline in batches speeds up: 10×" in text and "run the paper's way, slows down: 0.5×" in text
     assert "folding the model cannot be judged from so few repeats: 2× [" in text
@@ -272,7 +273,10 @@ def test_what_cannot_be_judged_is_no_advice(measured, seconds):
 
 def test_a_setting_with_no_time_does_not_keep_others_from_being_judged():
     rows = table(lambda *_: 0.05)
-    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] == 16), ["reason", "repeats"]] = ["not measured: why", 0]
+    rows.loc[(rows["method"] == "batched") & (rows["batch_size"] == 16), ["reason", "repeats"]] = [
+        "not measured: why",
+        0,
+    ]
     assert "in batches of the same size from batch size 64 on" in speed.wins_from(at(rows), "reference")
 
 
@@ -291,9 +295,9 @@ def test_a_single_time_is_called_one(measured):
 
 
 def test_the_waterfall_has_each_steps_factor():
-    whole = place(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1, floor=0.005)
+    whole = place(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1, copy=0.005)
     steps = speed.waterfall(whole)
-    assert steps["path"].tolist() == ["sequential", *speed.CHANGES]
+    assert steps["method"].tolist() == ["sequential", *speed.CHANGES]
     assert steps["batch_size"].unique() == [256]
     assert steps["speedup"].tolist() == pytest.approx([1, 10, 5, 10, 50])
     assert steps["factor"].tolist()[1:] == pytest.approx([10, 0.5, 2, 5])

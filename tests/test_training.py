@@ -11,11 +11,11 @@ from fake_cuda import fake_cuda
 from torch.utils.data import BatchSampler, DataLoader
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, TrainConfig, train
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.errors import DataError, ParameterError, TrainingError
 from transformnet_lib.model import seeded_model
-from transformnet_lib.optimum import least_squares_of
-from transformnet_lib.prepared import Prepared
+from transformnet_lib.normal_equations import least_squares_of
+from transformnet_lib.resized import ResizedImages
 from transformnet_lib.training import Trainer, finish
 
 
@@ -84,7 +84,7 @@ class PlainWhitened(torch.nn.Module):
 
     def forward(self, images):
         weights = (self.basis @ self.v).float().view(1, 3, 1, 1)
-        return self.model.flip(torch.nn.functional.conv2d(self.model.resize(images), weights))
+        return self.model.pipeline.flip(torch.nn.functional.conv2d(self.model.pipeline.resize(images), weights))
 
 
 @pytest.mark.parametrize("preset", ["paper", "precise"])
@@ -97,7 +97,7 @@ def test_losses_equal_a_plain_dataloader_loop_over_the_module(preset, train_set)
     model = seeded_model(config.seed)
     if preset == "precise":
         every, _ = next(iter(DataLoader(train_set, sampler=indices.tolist(), batch_size=len(indices))))
-        colours = model.resize(every).transpose(0, 1).reshape(3, -1).double()
+        colours = model.pipeline.resize(every).transpose(0, 1).reshape(3, -1).double()
         model = PlainWhitened(model, colours @ colours.mT / colours.shape[1])
     trained = [model.v if preset == "precise" else model.mix.weight]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
@@ -126,8 +126,8 @@ def test_losses_equal_a_plain_dataloader_loop_over_the_module(preset, train_set)
 def test_resizing_batch_by_batch_gives_the_losses_of_resizing_once(preset, train_set, monkeypatch):
     config = TrainConfig.from_preset(preset, device="cpu", epochs=2, batch_size=64)
     kept = train(train_set, config)
-    monkeypatch.setattr("transformnet_lib.prepared.KEEP_BYTES", 600 * 3 * 28 * 28 * 4 - 1)
-    assert not Prepared(train_set, torch.device("cpu")).kept
+    monkeypatch.setattr("transformnet_lib.resized.KEEP_BYTES", 600 * 3 * 28 * 28 * 4 - 1)
+    assert not ResizedImages(train_set, torch.device("cpu")).kept
     streamed = train(train_set, config)
     columns = ["train_mse", "val_mse", "red", "green", "blue"]
     assert streamed.history[columns].equals(kept.history[columns])
@@ -136,7 +136,7 @@ def test_resizing_batch_by_batch_gives_the_losses_of_resizing_once(preset, train
 def test_targets_that_are_not_cached_are_computed(train_set, monkeypatch):
     lazy = CustomDataset(data="photos", train=True, limit=600, cache=False)
     cached, kept = train(train_set, paper(epochs=1)), train(lazy, paper(epochs=1))
-    monkeypatch.setattr("transformnet_lib.prepared.KEEP_BYTES", 0)
+    monkeypatch.setattr("transformnet_lib.resized.KEEP_BYTES", 0)
     streamed = train(lazy, paper(epochs=1))
     assert lazy.targets is None
     assert cached.model.weights == kept.model.weights == streamed.model.weights
@@ -280,13 +280,13 @@ def assert_same_training(first: Trainer, second: Trainer) -> None:
     np.testing.assert_allclose(weights, others, atol=1e-5)
     assert first.best_epoch == second.best_epoch
     if first.config.preset == "precise":
-        optimum = least_squares_of(first.prepared).weights
+        optimum = least_squares_of(first.resized).weights
         for trainer in (first, second):
             np.testing.assert_allclose(trainer.best_weights["mix.weight"].flatten(), optimum, atol=1e-6)
 
 
-def trained(dataset: CustomDataset, config: TrainConfig, prepared: Prepared | None = None) -> Trainer:
-    trainer = Trainer(dataset, config, prepared=prepared)
+def trained(dataset: CustomDataset, config: TrainConfig, resized: ResizedImages | None = None) -> Trainer:
+    trainer = Trainer(dataset, config, resized=resized)
     finish(trainer)
     return trainer
 
@@ -295,7 +295,7 @@ def trained(dataset: CustomDataset, config: TrainConfig, prepared: Prepared | No
 @pytest.mark.parametrize("batch_size", [32, 64])
 def test_another_machines_rounding_and_order_of_summing_leave_the_training_as_it_is(preset, batch_size, train_set):
     config = TrainConfig.from_preset(preset, device="cpu", batch_size=batch_size, epochs=45)
-    other = Prepared(train_set, torch.device("cpu"))
+    other = ResizedImages(train_set, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     up = torch.randint(2, other.inputs.shape, generator=generator, dtype=torch.bool)
     other.inputs = torch.where(up, other.inputs.nextafter(torch.ones(())), other.inputs)  # resized with other rounding

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from soak import heed_signals
 
-from transformnet_lib import CustomDataset, Run, TrainConfig, benchmark_stage, compare_stage, train_stage
+from transformnet_lib import CustomDataset, Run, TrainConfig, benchmark_stage, compare_stage, read_run, train_stage
 from transformnet_lib.errors import DataError
 from transformnet_lib.report import NOTEBOOKS
 
@@ -44,7 +44,8 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
     train_stage(path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
     compare_stage(path, test_set)
     sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
-    return benchmark_stage(path, test_set, devices=["cpu", "cuda"], **sweep)
+    benchmark_stage(path, test_set, devices=["cpu", "cuda"], **sweep)
+    return read_run(path)
 
 
 def altered(run: Run, *, label: str = "", **stages: dict | None) -> Run:

@@ -270,7 +270,11 @@ class Pass:
         return torch.cat([batch for (batch,) in loader])
 
     def mse(self, targets: Tensor) -> float:
-        """The MSE of one pass, not timed, against the `targets` (count, 1, h, w) of all images, on the CPU."""
+        """The MSE of one pass, not timed, against the `targets` (count, 1, h, w) of all images, on the CPU.
+
+        Each call takes the same order, so that drop_last drops the same images before the repeats and after them.
+        """
+        self.loader.generator.manual_seed(0)
         order, start, total = self.order(), 0, 0.0
         with torch.inference_mode():
             for output in self.outputs():

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "data": ["CustomDataset", "batch_loader", "load_images"],
         "model": ["TransformNet"],
-        "optimum": ["least_squares"],
+        "normal_equations": ["least_squares"],
         "pipeline": ["GRAY_WEIGHTS", "Pipeline"],
         "run": ["Run", "read_run", "read_runs", "scratch_run"],
         "stages": ["benchmark_stage", "compare_stage", "study_stage", "train_stage"],

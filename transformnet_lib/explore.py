@@ -26,9 +26,9 @@ from .figures import distance_curves, error_colours, history_curves, loss_contou
 from .findings.learning import weights_table
 from .findings.text import scientific
 from .model import TransformNet
-from .optimum import mse_of
+from .normal_equations import mse_of
 from .pipeline import Pipeline, to_float
-from .prepared import Prepared
+from .resized import ResizedImages
 from .run import Run, is_complete, label_of, read_runs, reference_run
 from .training import TrainConfig, Trainer
 
@@ -173,12 +173,12 @@ def apply_both(weights: Sequence[float], image: torch.Tensor, pipeline: Pipeline
 
 def mse_table(dataset: CustomDataset, weights: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """Weights by name, and the MSE of the model with them over a data set."""
-    prepared = Prepared(dataset, torch.device("cpu"), keep=False)
+    resized = ResizedImages(dataset, torch.device("cpu"), keep=False)
     rows = [
         (
             name,
             *(f"{weight:.3f}" for weight in choice),
-            scientific(mse_of(prepared, choice, torch.arange(len(dataset)))),
+            scientific(mse_of(resized, choice, torch.arange(len(dataset)))),
         )
         for name, choice in weights.items()
     ]
@@ -188,8 +188,8 @@ def mse_table(dataset: CustomDataset, weights: Mapping[str, Sequence[float]]) ->
 class RecordedTrainer(Trainer):
     """A training on the CPU that keeps the weights after each step: `path`, from the random start on."""
 
-    def __init__(self, dataset: CustomDataset, config: TrainConfig, *, prepared: Prepared | None = None):
-        super().__init__(dataset, config, prepared=prepared)
+    def __init__(self, dataset: CustomDataset, config: TrainConfig, *, resized: ResizedImages | None = None):
+        super().__init__(dataset, config, resized=resized)
         self.path = [self.initial_weights]
 
     def step(self, batch: torch.Tensor) -> None:
@@ -211,7 +211,7 @@ class Landscape:
 
     @classmethod
     def of(cls, moments: torch.Tensor) -> "Landscape":
-        """From E[z zᵀ], z = (red, green, blue, target), as `Prepared.moments` gives it."""
+        """From E[z zᵀ], z = (red, green, blue, target), as `ResizedImages.moments` gives it."""
         colours, products = moments[:3, :3].numpy(), moments[:3, 3].numpy()
         curvatures, directions = np.linalg.eigh(colours)
         signs = np.sign(directions[np.abs(directions).argmax(0), range(3)])  # LAPACK leaves them open
@@ -229,13 +229,18 @@ class Landscape:
 
 
 def trained_paths(
-    dataset: CustomDataset, prepared: Prepared, *, seed: int, presets: Sequence[str] = ("paper", "precise"), **changes
+    dataset: CustomDataset,
+    resized: ResizedImages,
+    *,
+    seed: int,
+    presets: Sequence[str] = ("paper", "precise"),
+    **changes,
 ) -> dict[str, np.ndarray]:
     """Train each preset from one seed on the CPU; its weights after each step, `(steps + 1, 3)`."""
     paths = {}
     for preset in presets:
         config = TrainConfig.from_preset(preset, device="cpu", seed=seed, **changes)
-        trainer = RecordedTrainer(dataset, config, prepared=prepared)
+        trainer = RecordedTrainer(dataset, config, resized=resized)
         while not trainer.finished:
             trainer.run_epoch()
         paths[preset] = np.array(trainer.path)
@@ -266,14 +271,14 @@ def landscape_figure(landscape: Landscape, paths: Mapping[str, np.ndarray]) -> p
 
 
 def landscape_explorer(
-    dataset: CustomDataset, prepared: Prepared, landscape: Landscape, *, seed: int, **changes
+    dataset: CustomDataset, resized: ResizedImages, landscape: Landscape, *, seed: int, **changes
 ) -> widgets.Widget:
     """`landscape_figure` of trainings from the seed that is chosen."""
     chosen = widgets.IntSlider(seed, min=0, max=max(19, seed), description="seed", continuous_update=False)
     picture = widgets.Image(format="png")
 
     def draw(_=None) -> None:
-        paths = trained_paths(dataset, prepared, seed=chosen.value, **changes)
+        paths = trained_paths(dataset, resized, seed=chosen.value, **changes)
         picture.value = figure_png(landscape_figure(landscape, paths))
 
     chosen.observe(draw, "value")

@@ -179,14 +179,14 @@ def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
 
 
 def size_curves(ax: Axes, sizes: pd.DataFrame) -> Axes:
-    """Draw each way's seconds against the number of images, both logarithmic; bars span the quartiles.
+    """Draw each method's seconds against the number of images, both logarithmic; bars span the quartiles.
 
-    `sizes` has the columns of `sizes.SIZE_COLUMNS`, its ways named for a reader.
+    `sizes` has the columns of `sizes.SIZE_COLUMNS`, its methods named for a reader.
     """
-    for k, (way, rows) in enumerate(sizes[sizes["reason"] == ""].groupby("way", sort=False)):
+    for k, (method, rows) in enumerate(sizes[sizes["reason"] == ""].groupby("method", sort=False)):
         spread = np.maximum([rows["seconds"] - rows["q1"], rows["q3"] - rows["seconds"]], 0)
         style = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k], "capsize": 2}
-        ax.errorbar(rows["images"].astype(int), rows["seconds"], yerr=spread, label=way, **style)
+        ax.errorbar(rows["images"].astype(int), rows["seconds"], yerr=spread, label=method, **style)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("images")
@@ -199,8 +199,8 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
     """Draw the speed-up over the pipeline run image by image against the batch size, for one device of `table`.
 
     `table` has the columns of `timing.BENCHMARK_COLUMNS`; rows with drop_last are left out. Above the dashed line
-    at 1 a way beats the pipeline run image by image; above the black line, the pipeline run in batches. The dotted line
-    is the floor: the images' bytes moved once. Bars span the quartiles of the repeats.
+    at 1 a method beats the pipeline run image by image; above the black line, the pipeline run in batches. The dotted
+    line is the copy: the images' bytes moved once. Bars span the quartiles of the repeats.
     """
     measured = table[(table["reason"] == "") & (table["num_workers"] == 0) & ~table["drop_last"]]
 
@@ -212,8 +212,8 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
         ax.errorbar(rows["batch_size"].astype(int), rows["speedup"], yerr=np.maximum(spread, 0), capsize=2, **style)
 
     of_device = measured[measured["device"] == device]
-    for k, (path, name) in enumerate({"fast": "model, the fast way", "reference": "model, the paper's way"}.items()):
-        for shuffle, rows in of_device[of_device["path"] == path].groupby("shuffle"):
+    for k, (method, name) in enumerate({"fast": "model, the fast way", "reference": "model, the paper's way"}.items()):
+        for shuffle, rows in of_device[of_device["method"] == method].groupby("shuffle"):
             draw(
                 rows,
                 color=COLOURS[k],
@@ -222,16 +222,16 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
                 linestyle="--" if shuffle else "-",
                 label=f"{name}, {'shuffled' if shuffle else 'in order'}",
             )
-    draw(measured[measured["path"] == "batched"], color="black", marker="x", label="pipeline, in batches (CPU)")
+    draw(measured[measured["method"] == "batched"], color="black", marker="x", label="pipeline, in batches (CPU)")
     ax.axhline(1, color="#555555", linestyle="--", linewidth=1.2, label="pipeline, image by image")
-    if (floor := of_device.loc[of_device["path"] == "floor", "speedup"]).size:
-        ax.axhline(floor.iloc[0], color="#555555", linestyle=":", linewidth=1.4, label="floor: bytes moved once")
+    if (bound := of_device.loc[of_device["method"] == "copy", "speedup"]).size:
+        ax.axhline(bound.iloc[0], color="#555555", linestyle=":", linewidth=1.4, label="copy: bytes moved once")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("batch size (images)")
     ax.set_ylabel("speed-up over image by image (×)")
     ax.set_title(name_of(title))
-    ax.xaxis.set_major_locator(FixedLocator(sorted(measured.loc[measured["path"] == "batched", "batch_size"])))
+    ax.xaxis.set_major_locator(FixedLocator(sorted(measured.loc[measured["method"] == "batched", "batch_size"])))
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_log_ticks(ax.yaxis)
     ax.xaxis.set_major_formatter(ScalarFormatter())
@@ -239,10 +239,10 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
     return ax
 
 
-def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, floor: float | None, title: str) -> Axes:
+def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, copy: float | None, title: str) -> Axes:
     """Draw how the speed-up comes about, a bar a step, on a logarithmic axis: from the step before to this one.
 
-    `steps` as `findings.speed.waterfall` gives them; `floor` is the speed-up of moving the bytes once.
+    `steps` as `findings.speed.waterfall` gives them; `copy` is the speed-up of moving the bytes once.
     """
     before = steps["speedup"].shift().fillna(1)
     low, high = np.minimum(before, steps["speedup"]), np.maximum(before, steps["speedup"])
@@ -254,11 +254,11 @@ def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, floor: float | None, title:
     for row, step in enumerate(steps.itertuples()):
         change = f"  (×{step.factor:.3g})" if row else ""
         ax.text(high[row] * 1.08, row, f"{step.speedup:.3g}×{change}", va="center", fontsize=8)
-    if floor is not None:
-        ax.axvline(floor, color="#555555", linestyle=":", linewidth=1.4)
-        ax.text(floor, -0.75, f"floor {floor:.3g}× ", ha="right", va="center", fontsize=8, color="#555555")
+    if copy is not None:
+        ax.axvline(copy, color="#555555", linestyle=":", linewidth=1.4)
+        ax.text(copy, -0.75, f"copy {copy:.3g}× ", ha="right", va="center", fontsize=8, color="#555555")
     ax.set_xscale("log")
-    ax.set_xlim(0.8, 3 * max(high.max(), floor or 1))
+    ax.set_xlim(0.8, 3 * max(high.max(), copy or 1))
     _plain_log_ticks(ax.xaxis)
     ax.set_yticks(rows, steps["name"])
     ax.set_ylim(len(steps) - 0.4, -1.1)

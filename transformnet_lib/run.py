@@ -34,10 +34,10 @@ from .comparison import EXAMPLE_ARRAYS
 from .data import CustomDataset
 from .errors import ParameterError, RunError, one_line
 from .files import check_path, drop_leftovers, locked, read_file, write_atomic
+from .libraries import LIBRARY_COLUMNS
 from .machine import environment, git_commit
 from .model import TransformNet
-from .optimum import LeastSquares
-from .peers import PEER_COLUMNS
+from .normal_equations import LeastSquares
 from .pipeline import Pipeline
 from .seeds import SEED_COLUMNS
 from .sizes import SIZE_COLUMNS
@@ -227,12 +227,12 @@ class Benchmark(Stage):
 
 
 class Study(Stage):
-    """The `study` stage: `SEED_COLUMNS`, `PEER_COLUMNS` and `SIZE_COLUMNS`."""
+    """The `study` stage: `SEED_COLUMNS`, `LIBRARY_COLUMNS` and `SIZE_COLUMNS`."""
 
     seeds: pd.DataFrame
-    peers: pd.DataFrame
+    libraries: pd.DataFrame
     sizes: pd.DataFrame
-    test_images: ImageSet  # of peers and sizes
+    test_images: ImageSet  # of libraries and sizes
 
 
 class Run(Record):
@@ -412,7 +412,7 @@ def _study(folder: Path, begun: dict, results: StudyResults) -> Study:
     return Study(**begun, **dict(results), **tables)
 
 
-STUDY_TABLES = {"seeds": SEED_COLUMNS, "peers": PEER_COLUMNS, "sizes": SIZE_COLUMNS}
+STUDY_TABLES = {"seeds": SEED_COLUMNS, "libraries": LIBRARY_COLUMNS, "sizes": SIZE_COLUMNS}
 
 
 def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from .data import CustomDataset
 from .errors import DataError, ParameterError
 from .machine import resolve_device
-from .optimum import least_squares_of
-from .prepared import Prepared
+from .normal_equations import least_squares_of
+from .resized import ResizedImages
 from .training import PRESETS, TrainConfig, Trainer, check_whole, finish
 
 PRESETS_STUDIED = ("paper", "precise")
@@ -43,7 +43,7 @@ def study_seeds(
 ) -> pd.DataFrame:
     """Train every preset from every seed: a row each, with the columns `SEED_COLUMNS`.
 
-    The images are prepared once; a seed decides the split, the initial weights and the shuffling. After each training
+    The images are resized once; a seed decides the split, the initial weights and the shuffling. After each training
     `save` gets all rows so far; given as `done` to another call, they are not made again.
     """
     check_seeds(presets, seeds)
@@ -70,16 +70,16 @@ def _rows(dataset: CustomDataset, settings: Sequence[tuple[str, int]], device: s
     """Train with each of the settings (preset, seed) in turn."""
     if not settings:
         return
-    prepared, optima = Prepared(dataset, resolve_device(device)), {}
+    resized, optima = ResizedImages(dataset, resolve_device(device)), {}
     for preset, seed in settings:
         config = TrainConfig.from_preset(preset, seed=seed, device=device)
         if seed not in optima:
             try:
-                optima[seed] = least_squares_of(prepared, val_fraction=config.val_fraction, seed=seed).weights
+                optima[seed] = least_squares_of(resized, val_fraction=config.val_fraction, seed=seed).weights
             except DataError:  # grey images, which the preset paper can train on
                 optima[seed] = (math.nan,) * 3
         start = time.perf_counter()
-        result = finish(Trainer(dataset, config, prepared=prepared))
+        result = finish(Trainer(dataset, config, resized=resized))
         weights = result.model.weights
         yield {
             "preset": preset,

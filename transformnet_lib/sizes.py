@@ -32,7 +32,7 @@ SEQUENTIAL_LIMIT = 10_000  # images; more take minutes image by image and would 
 BATCH_SIZE = 512  # images
 
 SIZE_COLUMNS = {
-    "way": "str",  # sequential, batched (both the pipeline, on the CPU), reference or fast (the model)
+    "method": "str",  # sequential, batched (both the pipeline, on the CPU), reference or fast (the model)
     "device": "str",
     "images": "int",
     "repeats": "int",
@@ -48,10 +48,11 @@ SIZE_COLUMNS = {
 def study_sizes(
     model: TransformNet, images: Tensor, *, device: str = "cpu", sizes: Sequence[int] = SIZES, repeats: int = 3
 ) -> pd.DataFrame:
-    """Time each way on as many images as `sizes` say, with the columns `SIZE_COLUMNS`; smallest first.
+    """Time each method on as many images as `sizes` say, with the columns `SIZE_COLUMNS`; smallest first.
 
     More images than `images`, uint8 (n, 3, h, w), has are the same ones gone through again and again, so that nothing
-    of that size is held. The ways take turns. The model's outputs are compared with the ground truth before and after.
+    of that size is held. The methods take turns. The model's outputs are compared with the ground truth before and
+    after.
     """
     check_sizes(sizes)
     rows = []
@@ -61,15 +62,15 @@ def study_sizes(
             _forget_peak()
             whole, rest = divmod(size, len(images))
             entries, found = [], []
-            for way in ("sequential", "batched", "reference", "fast"):
-                if way == "sequential" and size > SEQUENTIAL_LIMIT:
+            for method in ("sequential", "batched", "reference", "fast"):
+                if method == "sequential" and size > SEQUENTIAL_LIMIT:
                     continue
-                where = "cpu" if way in ("sequential", "batched") else device
-                row = {"way": way, "device": where, "images": size, "repeats": 0, "raw_seconds": "", "reason": ""}
+                where = "cpu" if method in ("sequential", "batched") else device
+                row = {"method": method, "device": where, "images": size, "repeats": 0, "raw_seconds": "", "reason": ""}
                 found.append(row)
                 try:
-                    parts = [(whole, *_prepare(way, model, images, targets, where))] if whole else []
-                    parts += [(1, *_prepare(way, model, images[:rest], targets[:rest], where))] if rest else []
+                    parts = [(whole, *_prepare(method, model, images, targets, where))] if whole else []
+                    parts += [(1, *_prepare(method, model, images[:rest], targets[:rest], where))] if rest else []
                     errors = [error for _, _, error in parts if error]
                     error = errors and (lambda errors=errors: max(error() for error in errors))
                     entries.append(Entry(row, lambda parts=parts: _run(parts), error or None, MAX_MSE))
@@ -97,17 +98,17 @@ def _run(parts: list[tuple]) -> float:
 
 
 def _prepare(
-    way: str, model: TransformNet, images: Tensor, targets: Tensor, device: str
+    method: str, model: TransformNet, images: Tensor, targets: Tensor, device: str
 ) -> tuple[Callable[[], float], Callable[[], float] | None]:
-    """One way's timed pass over `images`, and its MSE against `targets`; None for the pipeline, which made them."""
-    if way == "sequential":
+    """One method's timed pass over `images`, and its MSE against `targets`; None for the pipeline, which made them."""
+    if method == "sequential":
         floats = to_float(images)
         return lambda: sequential_pass(model.pipeline, floats), None
-    if way == "batched":
+    if method == "batched":
         floats = to_float(images)
         return lambda: batched_pass(model.pipeline, floats, batch_size=BATCH_SIZE), None
     options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0}
-    work = prepare_pass(model, images=images, device=torch.device(device), path=way, **options)
+    work = prepare_pass(model, images=images, device=torch.device(device), method=method, **options)
     return work.seconds, lambda: work.mse(targets)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from .comparison import check_indices, compare
 from .data import CustomDataset, check_pairs, split_indices
 from .errors import DataError, Interrupted, ParameterError, RunError
+from .libraries import LIBRARY_COLUMNS, study_libraries
 from .machine import resolve_device
-from .optimum import least_squares_of
-from .peers import PEER_COLUMNS, study_peers
+from .normal_equations import least_squares_of
 from .run import ImageSet, Run, StageWriter, read_run, read_tensors, stage
 from .seeds import PRESETS_STUDIED, SEED_COLUMNS, check_seeds, study_seeds
 from .sizes import SIZE_COLUMNS, SIZES, check_sizes, study_sizes
@@ -95,7 +95,7 @@ def _optimum(trainer: Trainer) -> dict | None:
     """The least-squares optimum of the same images; None where they do not determine it."""
     config = trainer.config
     try:
-        return asdict(least_squares_of(trainer.prepared, val_fraction=config.val_fraction, seed=config.seed))
+        return asdict(least_squares_of(trainer.resized, val_fraction=config.val_fraction, seed=config.seed))
     except DataError:  # grey images
         return None
 
@@ -197,11 +197,13 @@ def study_stage(
                 done=writer.read_table("seeds.csv", SEED_COLUMNS),
                 save=lambda table: writer.write_table("seeds.csv", table),
             )
-            if writer.read_table("peers.csv", PEER_COLUMNS) is None:
+            if writer.read_table("libraries.csv", LIBRARY_COLUMNS) is None:
                 devices = list(dict.fromkeys(["cpu", str(device)]))
-                writer.write_table("peers.csv", study_peers(run.model, images, devices=devices, repeats=repeats))
+                writer.write_table(
+                    "libraries.csv", study_libraries(run.model, images, devices=devices, repeats=repeats)
+                )
             if writer.read_table("sizes.csv", SIZE_COLUMNS) is None:
                 table = study_sizes(run.model, images, device=str(device), sizes=sizes, repeats=repeats)
                 writer.write_table("sizes.csv", table)
-            writer.results["test_images"] = ImageSet.of(test_set).model_dump(mode="json")  # of peers and sizes
+            writer.results["test_images"] = ImageSet.of(test_set).model_dump(mode="json")  # of libraries and sizes
     return read_run(run_dir)

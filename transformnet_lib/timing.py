@@ -1,11 +1,11 @@
-"""The timing harness: two baselines, one timed pass of the model along a path, and the sweep over settings.
+"""The timing harness: two baselines, one timed pass of the model by a method, and the sweep over settings.
 
 Every clock is `time.perf_counter`, read after the device has finished. Images, model and results are in memory before
 a clock starts; nothing is decoded from disk inside one.
 
-A path is a way to run the model over all images:
+A method is a way to run the model over all images:
 
-    path        model     loader                          storage
+    method      model     loader                          storage
     reference   eager     row by row, as in the paper     float32
     folded      folded    row by row, as in the paper     float32
     fast        folded    whole batches (`batch_loader`)  uint8; on CUDA pinned memory and a CUDA graph too
@@ -35,13 +35,13 @@ from .model import TransformNet
 from .pipeline import Pipeline, to_float
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)  # images; the paper's
-SMALL_BATCH_SIZES = (1, 2, 4, 8)  # outside the paper's table: from which batch size on is which path ahead?
+SMALL_BATCH_SIZES = (1, 2, 4, 8)  # outside the paper's table: from which batch size on is which method ahead?
 NUM_WORKERS = (0, 1, 2)  # loader processes of the small sweep
 NUM_WORKERS_BATCH_SIZE = 256  # images; the batch size at which num_workers is swept, the paper's for training
 REPEATS = 5  # timed passes of each setting
-PATHS = ("reference", "fast")  # measured for each of the paper's settings
+METHODS = ("reference", "fast")  # measured for each of the paper's settings
 STEP = "folded"  # between the two; measured once a batch size, without shuffle and drop_last
-WHOLE = ("sequential", "floor")  # without batches; their rows have batch size 1
+WHOLE = ("sequential", "copy")  # without batches; their rows have batch size 1
 DEVICE = r"cpu|mps|cuda(:\d{1,4})?"  # as a table names it
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
 WARM_UP_IMAGES = (
@@ -57,7 +57,7 @@ NOT_MEASURED = (ParameterError, RuntimeError, MemoryError, OSError)
 
 # benchmark.csv: one row a measured setting. Baselines have no device setting of their own: they run on the CPU.
 BENCHMARK_COLUMNS = {
-    "path": "str",  # sequential, batched (both the pipeline), floor, or one of PATHS and STEP (the model)
+    "method": "str",  # sequential, batched (both the pipeline), copy, or one of METHODS and STEP (the model)
     "device": "str",
     "batch_size": "int",
     "shuffle": "bool",
@@ -84,9 +84,9 @@ BENCHMARK_COLUMNS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One row to measure. Those that differ in `path` alone are measured together."""
+    """One row to measure. Those that differ in `method` alone are measured together."""
 
-    path: str
+    method: str
     device: str
     batch_size: int
     shuffle: bool = False
@@ -96,7 +96,7 @@ class Setting:
     @property
     def group(self) -> "Setting":
         """What this row shares with those that are measured with it."""
-        return self if self.path in WHOLE else replace(self, path="")
+        return self if self.method in WHOLE else replace(self, method="")
 
     def offered(self, count: int) -> int:
         """How many of `count` images are given to a pass: below the paper's batch sizes as many *batches* as at 32.
@@ -107,7 +107,7 @@ class Setting:
 
     def images(self, count: int) -> int:
         """How many of `count` images one pass processes."""
-        if self.path in WHOLE:
+        if self.method in WHOLE:
             return count
         offered = self.offered(count)
         return offered - offered % self.batch_size if self.drop_last else offered
@@ -133,7 +133,7 @@ def batched_pass(pipeline: Pipeline, images: Tensor, *, batch_size: int) -> floa
         return time.perf_counter() - start
 
 
-def floor_pass(images: Tensor, pipeline: Pipeline, device: torch.device) -> Callable[[], float]:
+def copy_pass(images: Tensor, pipeline: Pipeline, device: torch.device) -> Callable[[], float]:
     """What no way to do the work can beat; each call of the answer moves the bytes once and gives its seconds.
 
     On the CPU every byte of `images` (n, 3, h, w) is read and every byte of the float32 outputs is written, once. On
@@ -171,14 +171,14 @@ def test_inference_time(
     shuffle: bool,
     drop_last: bool,
     num_workers: int = 0,
-    path: str = "reference",
+    method: str = "reference",
 ) -> float:
     """One timed pass of `model` over `images` (n, 3, h, w; float32 in [0, 1] or uint8); wall time in seconds.
 
-    `path="reference"` is the paper's protocol: a DataLoader over a TensorDataset of float32 images, the eager model in
-    eval mode, the copy to the device inside the clock. `path="fast"` is what this library recommends, with the images
-    stored as they are given (uint8 is the faster). What is done once per use is outside the clock: the conversion to
-    float32 of the other paths, moving or folding the model, building the loader, pinning, graph capture.
+    `method="reference"` is the paper's protocol: a DataLoader over a TensorDataset of float32 images, the eager model
+    in eval mode, the copy to the device inside the clock. `method="fast"` is what this library recommends, with the
+    images stored as they are given (uint8 is the faster). What is done once per use is outside the clock: the conversion to
+    float32 of the other methods, moving or folding the model, building the loader, pinning, graph capture.
     Raises ParameterError for a setting that cannot be run.
     """
     return prepare_pass(
@@ -189,7 +189,7 @@ def test_inference_time(
         shuffle=shuffle,
         drop_last=drop_last,
         num_workers=num_workers,
-        path=path,
+        method=method,
     ).seconds()
 
 
@@ -206,11 +206,11 @@ def prepare_pass(
     shuffle: bool,
     drop_last: bool,
     num_workers: int,
-    path: str,
+    method: str,
 ) -> "Pass":
-    """Set up one path, outside the clock: what is returned is what will be timed, and what is checked."""
-    if path not in (*PATHS, STEP):
-        raise ParameterError(f"path: expected one of {', '.join((*PATHS, STEP))}, got {path!r}")
+    """Set up one method, outside the clock: what is returned is what will be timed, and what is checked."""
+    if method not in (*METHODS, STEP):
+        raise ParameterError(f"method: expected one of {', '.join((*METHODS, STEP))}, got {method!r}")
     if type(batch_size) is not int or batch_size < 1:
         raise ParameterError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
     if type(num_workers) is not int or num_workers < 0:
@@ -221,14 +221,14 @@ def prepare_pass(
         raise ParameterError(f"zero batches: drop_last with batch size {batch_size} and {len(images)} images")
     batches = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
     network = copy.deepcopy(model).to(device).eval()  # the caller's stays where it is, for the other devices
-    if path != "reference":
+    if method != "reference":
         network = network.folded()
-    if path == "fast" and device.type == "cuda" and num_workers == 0:
+    if method == "fast" and device.type == "cuda" and num_workers == 0:
         return GraphedPass(network, images, device, **batches)
-    images = images if path == "fast" else to_float(images)
+    images = images if method == "fast" else to_float(images)
     for size in {min(batch_size, len(images)), len(images) % batch_size} - {0}:
         network(images[:size].to(device))  # the folded model makes its matrices
-    load = batch_loader if path == "fast" else row_loader
+    load = batch_loader if method == "fast" else row_loader
     return LoaderPass(network, images, device, partial(load, num_workers=num_workers, **batches))
 
 
@@ -337,7 +337,7 @@ class GraphedCall:
 
 
 class GraphedPass(Pass):
-    """The fast path on CUDA: while one batch is computed, the next is copied on a stream of its own.
+    """The fast method on CUDA: while one batch is computed, the next is copied on a stream of its own.
 
     There are two of everything: pinned buffer, graph with its input and output on the device, event. A batch's output
     is valid until the second batch after it. A smaller last batch runs the whole graph, and what lies behind it is not
@@ -379,23 +379,23 @@ def settings(
 ) -> list[Setting]:
     """The rows of a benchmark, group by group.
 
-    Baselines come first: the pipeline image by image and in batches. Then both paths over the paper's sweep, device ×
-    shuffle × drop_last × batch size, with the step between the paths where neither shuffle nor drop_last is on; small
-    batch sizes likewise; last the reference path over num_workers, and the floor.
+    Baselines come first: the pipeline image by image and in batches. Then both methods over the paper's sweep, device ×
+    shuffle × drop_last × batch size, with the step between the methods where neither shuffle nor drop_last is on; small
+    batch sizes likewise; last the reference method over num_workers, and the copy.
     """
     sizes, swept = [*batch_sizes, *small_batch_sizes], set(batch_sizes)
     rows = [Setting("sequential", "cpu", 1)] + [Setting("batched", "cpu", size) for size in sizes]
     rows += [
-        Setting(path, device, size, shuffle, drop_last)
+        Setting(method, device, size, shuffle, drop_last)
         for device, shuffle, drop_last, size in product(devices, (True, False), (True, False), sizes)
-        for path in (PATHS if shuffle or drop_last else (*PATHS, STEP))
+        for method in (METHODS if shuffle or drop_last else (*METHODS, STEP))
         if size in swept or not (shuffle or drop_last)
     ]
     rows += [
         Setting("reference", device, NUM_WORKERS_BATCH_SIZE, num_workers=workers)
         for device, workers in product(devices, num_workers)
     ]
-    rows += [Setting("floor", device, 1) for device in devices]
+    rows += [Setting("copy", device, 1) for device in devices]
     return list(dict.fromkeys(rows))
 
 
@@ -427,8 +427,8 @@ def benchmark(
 ) -> pd.DataFrame:
     """Measure the baselines and every setting on `images` (n, 3, h, w; uint8 or float32 in [0, 1]).
 
-    Returns one row a setting with the columns `BENCHMARK_COLUMNS`. Rows that differ in the path alone form a group, and
-    groups are measured one after the other. Each row of a group is run on all images: once to compare its output with
+    Returns one row a setting with the columns `BENCHMARK_COLUMNS`. Rows that differ in the method alone form a group,
+    and groups are measured one after the other. Each row of a group is run on all images: once to compare its output with
     the ground truth, which also warms it up; `repeats` times under the clock; and once more to compare. In each repeat
     the rows of the group take turns, after the pipeline applied to `SEQUENTIAL_IMAGES` image by image. So each row's
     baseline is of the same seconds and the same process: neither a busy hour nor an interruption comes between the two.
@@ -494,18 +494,18 @@ class Bench:
     def prepare(self, setting: Setting, facts: dict, seconds: list[float]) -> "Entry":
         """One row's pass, warmed up; its set-up time goes into `facts`."""
         count, pipeline = setting.offered(len(self.images)), self.model.pipeline
-        if setting.path == "sequential":
+        if setting.method == "sequential":
             return Entry(facts, lambda: sequential_pass(pipeline, self.floats), seconds=seconds)
-        if setting.path == "batched":
+        if setting.method == "batched":
             batched_pass(pipeline, self.floats[:WARM_UP_IMAGES], batch_size=setting.batch_size)
             images = self.floats[:count]
             return Entry(facts, lambda: batched_pass(pipeline, images, batch_size=setting.batch_size), seconds=seconds)
         kind = setting.device.partition(":")[0]
         if kind in ("cuda", "mps") and kind not in available_devices():
             raise ParameterError(f"no {kind.upper()} device")
-        if setting.path == "floor":
-            return Entry(facts, floor_pass(self.images, pipeline, resolve_device(setting.device)), seconds=seconds)
-        images = (self.images if setting.path == "fast" else self.floats)[:count]
+        if setting.method == "copy":
+            return Entry(facts, copy_pass(self.images, pipeline, resolve_device(setting.device)), seconds=seconds)
+        images = (self.images if setting.method == "fast" else self.floats)[:count]
         start = time.perf_counter()
         work = prepare_pass(self.model, images=images, **asdict(setting) | {"device": resolve_device(setting.device)})
         facts["setup_seconds"] = time.perf_counter() - start
@@ -608,7 +608,7 @@ def summarise(
     if seconds:
         row |= spread(seconds)
         median = row["seconds"]
-        if setting.path == "sequential":  # its own baseline
+        if setting.method == "sequential":  # its own baseline
             sequential_seconds_per_image = median / images
         row |= {
             "noisy": is_noisy(row),

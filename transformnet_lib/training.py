@@ -1,7 +1,7 @@
 """Training TransformNet: configuration and presets, early stopping and the loop.
 
 The geometry (resize and flips) has nothing to learn, so it is applied to every image once, before the first epoch, and
-the loop sees only what it leaves (`prepared.py`). The gradient of three weights is written out. Both give the same
+the loop sees only what it leaves (`resized.py`). The gradient of three weights is written out. Both give the same
 losses as a loop over the whole module with autograd, many times faster.
 """
 
@@ -20,8 +20,8 @@ from .data import CustomDataset, split_indices
 from .errors import ParameterError, TrainingError
 from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model
-from .optimum import condition_number
-from .prepared import Prepared
+from .normal_equations import condition_number
+from .resized import ResizedImages
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 # An MSE lower by less than this is rounding (half the square of 2**-24, float32's spacing below 1): it would decide on
@@ -149,10 +149,10 @@ class Trainer:
     whether the gradient was zero in every epoch though there was an error, since all outputs lay where the clamp is
     flat. `epoch_seconds` covers the training and the validation pass; `setup_seconds` what was done once before.
 
-    Trainings that differ in their config alone may share one `prepared`.
+    Trainings that differ in their config alone may share one `resized`.
     """
 
-    def __init__(self, dataset: CustomDataset, config: TrainConfig, *, prepared: Prepared | None = None):
+    def __init__(self, dataset: CustomDataset, config: TrainConfig, *, resized: ResizedImages | None = None):
         start = time.perf_counter()
         self.config = config
         self.device = resolve_device(config.device)
@@ -164,7 +164,7 @@ class Trainer:
         self.no_gradient = False
         self.generator = torch.Generator().manual_seed(config.seed)  # of the shuffling alone; on the CPU everywhere
 
-        self.prepared = prepared or Prepared(dataset, self.device)
+        self.resized = resized or ResizedImages(dataset, self.device)
         self.pipeline = dataset.pipeline
         self.train, self.val = split_indices(len(dataset), val_fraction=config.val_fraction, seed=config.seed)
         # The optimiser moves v; the weights are w = basis v. For `paper` the two are the same. Whitened, basis = L⁻ᵀ
@@ -174,7 +174,7 @@ class Trainer:
         weights = seeded_model(config.seed, self.pipeline).mix.weight.detach().flatten()
         basis, trained = torch.eye(3), weights
         if config.whiten:
-            colours = self.prepared.moments(self.train)[:3, :3]
+            colours = self.resized.moments(self.train)[:3, :3]
             condition_number(colours)  # refuses grey images
             factor = torch.linalg.cholesky(colours)
             basis, trained = torch.linalg.inv(factor).mT.to(exact), (factor.mT @ weights.double()).to(exact)
@@ -193,7 +193,7 @@ class Trainer:
         self.horizon = min(config.decay_steps, steps * config.epochs) if config.decay_steps else None
 
         self.batch_size = min(config.batch_size, len(self.train))
-        values = self.batch_size * self.prepared.pixels
+        values = self.batch_size * self.resized.pixels
         self.x, self.buffers = torch.empty(3 * values, device=self.device), torch.empty(3, values, device=self.device)
         self.sums = torch.zeros(3, dtype=exact, device=self.device)  # over an epoch
         self.train_sum, self.val_sum, self.slope = self.sums  # squared errors of both splits; absolute gradients
@@ -214,9 +214,9 @@ class Trainer:
 
         An output is wᵀx for a pixel's colours x, the same sum as the 1×1 convolution. All four are buffers.
         """
-        m = len(batch) * self.prepared.pixels
+        m = len(batch) * self.resized.pixels
         x, outputs, clamped, targets = self.x[: 3 * m].view(3, m), *self.buffers[:, :m]
-        self.prepared.gather(batch, x, targets)
+        self.resized.gather(batch, x, targets)
         torch.mv(x.mT, self.weights(), out=outputs)
         torch.clamp(outputs, 0, 1, out=clamped)
         return x, outputs, clamped, targets
@@ -227,7 +227,7 @@ class Trainer:
         Over an image in float32, over the images in float64: a float32 sum of a whole batch depends in its fifth digit
         on the order that a machine adds in, which AdamW in whitened coordinates carries into the weights (up to 5e-4).
         """
-        values, errors = (each.unflatten(-1, (-1, self.prepared.pixels)) for each in (values, errors))
+        values, errors = (each.unflatten(-1, (-1, self.resized.pixels)) for each in (values, errors))
         return torch.linalg.vecdot(values, errors).sum(-1, dtype=self.sums.dtype)
 
     def step(self, batch: Tensor) -> None:
@@ -251,11 +251,11 @@ class Trainer:
         start = time.perf_counter()
         self.sums.zero_()
         order = self.train[torch.randperm(len(self.train), generator=self.generator)]
-        for batch in order.to(self.prepared.index_device).split(self.batch_size):
+        for batch in order.to(self.resized.index_device).split(self.batch_size):
             self.optimizer.param_groups[0]["lr"].fill_(self.learning_rate)
             self.step_as_graph(batch) if self.recorded else self.step(batch)
             self.steps += 1
-        for batch in self.val.to(self.prepared.index_device).split(self.batch_size):
+        for batch in self.val.to(self.resized.index_device).split(self.batch_size):
             _, _, clamped, targets = self.forward(batch)
             errors = torch.sub(clamped, targets, out=targets)
             self.val_sum += self.sum_of_products(errors, errors)
@@ -263,8 +263,8 @@ class Trainer:
 
         row = {
             "epoch": len(self.history) + 1,
-            "train_mse": train_sum / (len(self.train) * self.prepared.pixels),
-            "val_mse": val_sum / (len(self.val) * self.prepared.pixels),
+            "train_mse": train_sum / (len(self.train) * self.resized.pixels),
+            "val_mse": val_sum / (len(self.val) * self.resized.pixels),
             "epoch_seconds": time.perf_counter() - start,
         }
         weights = self.weights().cpu()
@@ -281,7 +281,7 @@ class Trainer:
         (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs); recording a step does not run it. What a
         graph cannot hold runs as it is too: the smaller last batch, and images that come from the CPU.
         """
-        if len(batch) < self.batch_size or not self.prepared.kept:
+        if len(batch) < self.batch_size or not self.resized.kept:
             self.step(batch)
             return
         self.batch.copy_(batch)

@@ -37,7 +37,7 @@ def closest_run(runs: Sequence[Run]) -> Run | None:
 def quickest_place(timed: Sequence[Place]) -> Place | None:
     """The place with the most images a second; one of a shipped run only where there is no other."""
     own = [place for place in timed if not place.run.shipped] or timed
-    return max(own, key=lambda place: place.best(place.paths[-1])["images_per_second"], default=None)
+    return max(own, key=lambda place: place.best(place.methods[-1])["images_per_second"], default=None)
 
 
 def _closeness(best: Run | None) -> str:
@@ -60,8 +60,8 @@ def _verdict(closest: Run | None, place: Place | None, runs: Sequence[Run]) -> s
     """Whether the model is faster than the pipeline, image by image and in batches, at the quickest place."""
     if place is None:
         return f"; no time of the model was taken. {not_measured(runs)}".rstrip(" .")
-    path = place.paths[-1]
-    one_by_one, in_batches = (against(place, path, rival) for rival in ("sequential", "batched"))
+    method = place.methods[-1]
+    one_by_one, in_batches = (against(place, method, rival) for rival in ("sequential", "batched"))
     other = f"such a model, timed with the weights of {code(place.run.label)}, is"
     model = "they are" if place.run is closest else other
     link = ", but" if one_by_one["verdict"] == "slower" else ", and"
@@ -91,12 +91,12 @@ def _speed(place: Place) -> str:
     sequential, batched = place.baseline("sequential"), place.baseline("batched")
     ways = {"fast": "folded and run in whole batches, the fast way", "reference": "run the paper's way"}
     parts = [
-        f"{spread_text(place.best(path))} {ways[path]} (batch size {place.best(path)['batch_size']})"
-        for path in reversed(place.paths)
+        f"{spread_text(place.best(method))} {ways[method]} (batch size {place.best(method)['batch_size']})"
+        for method in reversed(place.methods)
     ]
     machine = place.run.benchmark.environment
     chip = machine.cpu if place.device == "cpu" else machine.device_name
-    best = place.best(place.paths[-1])
+    best = place.best(place.methods[-1])
     return (
         f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes at best "
         f"{' and '.join(parts)}, the pipeline {spread_text(sequential)} image by image and {spread_text(batched)} in "
@@ -175,9 +175,10 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
             head = "Whether it is the pipeline, these images cannot tell."
         points = [f"**{head}** {' '.join(points)}"]
     for place in places(runs):
-        found = {path: against(place, path, "batched") for path in place.paths}
+        found = {method: against(place, method, "batched") for method in place.methods}
         parts = [
-            f"run {SHORT[path]}, it is {against_text(result)} the pipeline in batches" for path, result in found.items()
+            f"run {SHORT[method]}, it is {against_text(result)} the pipeline in batches"
+            for method, result in found.items()
         ]
         ratios = both_paths(place)
         gain = (
@@ -202,7 +203,7 @@ def _steps(steps: pd.DataFrame) -> str:
         "folded": "folding resize, mix and flips into two matrices",
         "fast": "fetching whole batches",
     }
-    return ", ".join(f"{names[step.path]} {times_text(step.factor)}" for step in steps.iloc[1:].itertuples())
+    return ", ".join(f"{names[step.method]} {times_text(step.factor)}" for step in steps.iloc[1:].itertuples())
 
 
 def _named(runs: Sequence[Run]) -> str:

@@ -97,7 +97,7 @@ def _keeps_the_best(runs: Sequence[Run]) -> Claim:
 
 def _beats_one_by_one(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
-    for place in (place for place in places(runs) if "reference" in place.paths):
+    for place in (place for place in places(runs) if "reference" in place.methods):
         rows = place.model_rows("reference")
         pairs = zip(speedup_at(rows, "q3"), speedup_at(rows, "q1"), strict=True)
         found = [judged(verdict_of(*pair), rows) for pair in pairs]
@@ -119,7 +119,7 @@ def _beats_one_by_one(runs: Sequence[Run]) -> Claim:
 
 def _larger_batches(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
-    for place in (place for place in places(runs) if "reference" in place.paths):
+    for place in (place for place in places(runs) if "reference" in place.methods):
         rows = place.model_rows("reference")
         least, most = rows["batch_size"].min(), rows["batch_size"].max()
         if least == most:
@@ -150,7 +150,7 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
         "paper": {"settings": len(theirs), "faster": int((theirs > 1).sum()), "most": theirs.max()}
     }
     best: dict[str, tuple] = {}
-    for place in (place for place in places(runs) if "reference" in place.paths):
+    for place in (place for place in places(runs) if "reference" in place.methods):
         row, kind = place.best("reference"), place.kind
         time = row["seconds"] / row["images"]
         if kind not in best or time < best[kind][0]:

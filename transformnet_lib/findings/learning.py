@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..comparison import metrics_table
-from ..optimum import LeastSquares
+from ..normal_equations import LeastSquares
 from ..pipeline import GRAY_WEIGHTS, Pipeline
 from ..run import Run
 from ..training import PRESETS, TrainConfig

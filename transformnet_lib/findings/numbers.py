@@ -14,7 +14,7 @@ from .abstract import answer
 from .claims import claims
 from .places import Place, disturbed, places, spoiled
 from .speed import against, both_paths, effect, from_size, overlaps, waterfall, wins, workers, workers_verdict
-from .studies import growth, quickest_peers
+from .studies import growth, quickest_libraries
 
 FORMAT = 1  # of report.json; raised when a name changes its meaning
 
@@ -77,11 +77,11 @@ def _run(run: Run) -> dict:
     if run.study:
         study = {name: getattr(run.study, name) for name in STUDY_TABLES}
         measured = study["sizes"][study["sizes"]["reason"] == ""]
-        ways = {way: rows for way, rows in measured.groupby("way") if len(rows) > 1}
+        methods = {method: rows for method, rows in measured.groupby("method") if len(rows) > 1}
         found["study"] = study | {
-            "growth": {way: growth(rows) for way, rows in ways.items()},
+            "growth": {method: growth(rows) for method, rows in methods.items()},
             "of_preset": {preset: _seeds(rows) for preset, rows in study["seeds"].groupby("preset")},
-            "quickest_peer": quickest_peers(study["peers"]),
+            "quickest_library": quickest_libraries(study["libraries"]),
         }
     return found
 
@@ -101,19 +101,20 @@ def _place(place: Place) -> dict:
     return {
         "run": place.run.label,
         "device": place.device,
-        "pipeline": {way: place.baseline(way) for way in ("sequential", "batched")},
-        "floor": place.floor,
-        "fastest": {path: place.best(path) for path in place.paths},
-        "other_settings_as_fast": {path: overlaps(place, path) for path in place.paths},
+        "pipeline": {method: place.baseline(method) for method in ("sequential", "batched")},
+        "copy": place.copy,
+        "fastest": {method: place.best(method) for method in place.methods},
+        "other_settings_as_fast": {method: overlaps(place, method) for method in place.methods},
         "against_pipeline": {
-            path: {rival: against(place, path, rival) for rival in ("sequential", "batched")} for path in place.paths
+            method: {rival: against(place, method, rival) for rival in ("sequential", "batched")}
+            for method in place.methods
         },
         "fast_over_reference": {"least": ratios.min(), "median": ratios.median(), "most": ratios.max()},
         "wins_from_batch_size": {
-            path: {rival: from_size(won) for rival, won in wins(place, path).items()} for path in place.paths
+            method: {rival: from_size(won) for rival, won in wins(place, method).items()} for method in place.methods
         },
         "effects": {
-            path: {name: effect(place, path, name) for name in ("shuffle", "drop_last")} for path in place.paths
+            method: {name: effect(place, method, name) for name in ("shuffle", "drop_last")} for method in place.methods
         },
         "num_workers": {"verdict": workers_verdict(place), "rows": workers(place)},
         "steps": waterfall(place),

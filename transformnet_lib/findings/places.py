@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..run import Run
-from ..timing import NOISY_SPREAD, PATHS
+from ..timing import METHODS, NOISY_SPREAD
 from .text import code, device_text
 
 SETTING = ["device", "batch_size", "shuffle", "drop_last"]
@@ -28,35 +28,35 @@ class Place:
         return self.device.partition(":")[0]
 
     @property
-    def paths(self) -> list[str]:
+    def methods(self) -> list[str]:
         """The ways to run the model that were measured here, the paper's first."""
-        return [path for path in PATHS if len(self.model_rows(path))]
+        return [method for method in METHODS if len(self.model_rows(method))]
 
     @property
     def rows(self) -> pd.DataFrame:
         """All rows measured on this device."""
         return self.table[(self.table["device"] == self.device) & (self.table["reason"] == "")]
 
-    def model_rows(self, path: str) -> pd.DataFrame:
+    def model_rows(self, method: str) -> pd.DataFrame:
         """The measured rows of Table 1 for one way to run the model."""
         rows = swept_rows(self.table)
-        return rows[(rows["device"] == self.device) & (rows["path"] == path) & (rows["reason"] == "")]
+        return rows[(rows["device"] == self.device) & (rows["method"] == method) & (rows["reason"] == "")]
 
-    def baseline(self, path: str) -> pd.Series:
+    def baseline(self, method: str) -> pd.Series:
         """The pipeline's row: image by image ("sequential"), or in batches of the sweep's fastest size ("batched")."""
-        rows = self.table[(self.table["path"] == path) & (self.table["reason"] == "")]
+        rows = self.table[(self.table["method"] == method) & (self.table["reason"] == "")]
         # As the model's `best`: a pass of the small sizes, outside the sweep, goes over fewer images
         swept = rows[rows["batch_size"].isin(swept_rows(self.table)["batch_size"])]
-        return quickest(swept if path == "batched" and len(swept) else rows)
+        return quickest(swept if method == "batched" and len(swept) else rows)
 
-    def best(self, path: str) -> pd.Series:
+    def best(self, method: str) -> pd.Series:
         """The fastest row of the sweep for one way to run the model."""
-        return quickest(self.model_rows(path))
+        return quickest(self.model_rows(method))
 
     @property
-    def floor(self) -> pd.Series | None:
+    def copy(self) -> pd.Series | None:
         """The row of moving the images' bytes once and nothing else, if it was measured."""
-        rows = self.rows[self.rows["path"] == "floor"]
+        rows = self.rows[self.rows["method"] == "copy"]
         return None if rows.empty else rows.iloc[0]
 
 
@@ -66,7 +66,7 @@ def places(runs: Sequence[Run]) -> list[Place]:
     found = []
     for run in timed:
         table = run.benchmark.table
-        devices = dict.fromkeys(table.loc[table["path"].isin(PATHS) & (table["reason"] == ""), "device"])
+        devices = dict.fromkeys(table.loc[table["method"].isin(METHODS) & (table["reason"] == ""), "device"])
         for device in devices:
             name, title = device_text(device), device
             if len(timed) > 1:
@@ -83,8 +83,8 @@ def machines(runs: Sequence[Run]) -> list[Place]:
 
 def swept_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the sweep over shuffle and drop_last, measured or not: those that Table 1 has."""
-    rows = table[table["path"].isin(PATHS) & (table["num_workers"] == 0)]
-    return rows[rows.groupby(["path", "device", "batch_size"])["path"].transform("size") == 4]
+    rows = table[table["method"].isin(METHODS) & (table["num_workers"] == 0)]
+    return rows[rows.groupby(["method", "device", "batch_size"])["method"].transform("size") == 4]
 
 
 def quickest(rows: pd.DataFrame) -> pd.Series:

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from .. import paper
-from ..timing import NOISY_SPREAD, PATHS
+from ..timing import METHODS, NOISY_SPREAD
 from .places import SETTING, Place, disturbed, per_image, speedup_at
-from .text import WAY_NAMES, code, counted, escape, listed, ratio_text, repeats_text, spread_text, times_text
+from .text import METHOD_NAMES, code, counted, escape, listed, ratio_text, repeats_text, spread_text, times_text
 
 # A setting "matters" if in at least this share of the pairs the quartile ranges lie apart, on the same side.
 APART_SHARE = 0.75
@@ -52,14 +52,14 @@ def baselines(place: Place) -> str:
     )
 
 
-def against(place: Place, path: str, rival: str) -> dict:
+def against(place: Place, method: str, rival: str) -> dict:
     """A way to run the model against the pipeline, both at the sweep's fastest: rival is "sequential" or "batched".
 
     ratio: how many times as fast it is, by the medians; low and high: by the worse and the better pair of quartiles.
     verdict: "faster" if even low is above 1, "slower" if even high is below 1, else "no clear difference"; or, from
     fewer than LEAST_REPEATS repeats, "cannot be judged".
     """
-    best, other = place.best(path), place.baseline(rival)
+    best, other = place.best(method), place.baseline(rival)
     # Image by image is what each speed-up is over already, and took turns with its row
     ratio, low, high = (best["speedup"], speedup_at(best, "q3"), speedup_at(best, "q1"))
     if rival == "batched":
@@ -94,10 +94,10 @@ def against_text(found: dict) -> str:
     return f"slower ({times_text(1 / found['ratio'])} the time) than"
 
 
-def fastest(place: Place, path: str) -> str:
+def fastest(place: Place, method: str) -> str:
     """The sweep's fastest setting of a way to run the model, against both ways to run the pipeline."""
-    best, batched, overlapping = place.best(path), place.baseline("batched"), overlaps(place, path)
-    one_by_one, in_batches = (against_text(against(place, path, rival)) for rival in ("sequential", "batched"))
+    best, batched, overlapping = place.best(method), place.baseline("batched"), overlaps(place, method)
+    one_by_one, in_batches = (against_text(against(place, method, rival)) for rival in ("sequential", "batched"))
     others = (
         f" The quartiles of {counted(overlapping, 'other setting')} overlap with its own, so it is not clearly fastest."
         if overlapping
@@ -106,17 +106,17 @@ def fastest(place: Place, path: str) -> str:
     if overlapping is None:
         others = f" With fewer than {LEAST_REPEATS} repeats it is not clearly fastest."
     return (
-        f"On {place.name}, {WAYS[path]} is fastest with {setting_text(best)}, of the "
-        f"{counted(len(place.model_rows(path)), 'setting')} {SWEEP}: {spread_text(best)} for "
+        f"On {place.name}, {WAYS[method]} is fastest with {setting_text(best)}, of the "
+        f"{counted(len(place.model_rows(method)), 'setting')} {SWEEP}: {spread_text(best)} for "
         f"{best['images']:,} images ({repeats_text(best['repeats'])}). That is "
         f"{one_by_one} the pipeline run image by image on the CPU, and {in_batches} the same "
         f"pipeline run in batches of {batched['batch_size']} ({spread_text(batched)}).{others}"
     )
 
 
-def overlaps(place: Place, path: str) -> int | None:
+def overlaps(place: Place, method: str) -> int | None:
     """How many other settings' quartile ranges, in time an image, overlap with the fastest's; None if not judged."""
-    rows, best = place.model_rows(path), place.best(path)
+    rows, best = place.model_rows(method), place.best(method)
     if too_few(rows):
         return None
     return int((per_image(rows, "q1") <= best["q3"] / best["images"]).sum()) - 1
@@ -124,7 +124,7 @@ def overlaps(place: Place, path: str) -> int | None:
 
 def both_paths(place: Place) -> pd.Series:
     """Seconds of the paper's way ÷ seconds of the fast way, for each setting that has both."""
-    reference, fast = (place.model_rows(path).set_index(SETTING[1:])["seconds"] for path in PATHS)
+    reference, fast = (place.model_rows(method).set_index(SETTING[1:])["seconds"] for method in METHODS)
     return (reference / fast).dropna()
 
 
@@ -142,15 +142,15 @@ def against_reference(place: Place) -> str:
 # From which batch size on
 
 
-def wins(place: Place, path: str) -> dict[str, pd.Series | None]:
+def wins(place: Place, method: str) -> dict[str, pd.Series | None]:
     """At which batch sizes a way to run the model beats the pipeline: "image by image" and "in batches" → bool a size.
 
     Beyond the spread: the slower quartile of the slowest shuffle and drop_last against the pipeline's faster one. None
     for both where the repeats are too few.
     """
-    rows = place.rows[(place.rows["path"] == path) & (place.rows["num_workers"] == 0)]
+    rows = place.rows[(place.rows["method"] == method) & (place.rows["num_workers"] == 0)]
     slowest = speedup_at(rows, "q3").groupby(rows["batch_size"]).min()
-    batched = place.table[(place.table["path"] == "batched") & (place.table["reason"] == "")].set_index("batch_size")
+    batched = place.table[(place.table["method"] == "batched") & (place.table["reason"] == "")].set_index("batch_size")
     if too_few(rows, batched):
         return dict.fromkeys(("image by image", "in batches"))
     return {
@@ -167,14 +167,14 @@ def from_size(won: pd.Series | None) -> int | None:
     return int(from_here_on.idxmax()) if from_here_on.any() else None
 
 
-def wins_from(place: Place, path: str) -> str:
+def wins_from(place: Place, method: str) -> str:
     """From which batch size on a way to run the model beats the pipeline, run image by image and run in batches."""
     parts = []
-    for rival, won in wins(place, path).items():
+    for rival, won in wins(place, method).items():
         if won is None:
             return (
-                f"On {place.name}, from which batch size on {WAYS[path]} beats the pipeline {UNJUDGED} from fewer than "
-                f"{LEAST_REPEATS} repeats."
+                f"On {place.name}, from which batch size on {WAYS[method]} beats the pipeline {UNJUDGED} from fewer "
+                f"than {LEAST_REPEATS} repeats."
             )
         name = "run image by image" if rival == "image by image" else "run in batches of the same size"
         if won.all():
@@ -186,7 +186,7 @@ def wins_from(place: Place, path: str) -> str:
         else:
             parts.append(f"does not beat the pipeline {name} at any batch size measured")
     return (
-        f"On {place.name}, {WAYS[path]}, at its slowest shuffle and drop_last and beyond the quartiles, {parts[0]}, "
+        f"On {place.name}, {WAYS[method]}, at its slowest shuffle and drop_last and beyond the quartiles, {parts[0]}, "
         f"and it {parts[1]}."
     )
 
@@ -194,14 +194,14 @@ def wins_from(place: Place, path: str) -> str:
 # Shuffle, drop_last, workers
 
 
-def effect(place: Place, path: str, name: str) -> dict | None:
+def effect(place: Place, method: str, name: str) -> dict | None:
     """What `shuffle` or `drop_last` changes, over all pairs of settings that differ in it alone; None without pairs.
 
     ratio, least, most: median and range of the time an image with it ÷ without. slower, quicker: in how many of the
     pairs the quartile ranges lie apart on that side. verdict: "costs time", "saves time", "makes no clear difference",
     or, from fewer than LEAST_REPEATS repeats, "cannot be judged".
     """
-    rows = place.model_rows(path).copy()
+    rows = place.model_rows(method).copy()
     for column in ("seconds", "q1", "q3"):
         rows[column] = per_image(rows, column)
     others = [column for column in ("batch_size", "shuffle", "drop_last") if column != name]
@@ -228,14 +228,14 @@ def effects_table(places: Sequence[Place]) -> pd.DataFrame:
     """One row a place, way and setting: what shuffle and drop_last change."""
     rows = []
     for place in places:
-        for path in place.paths:
+        for method in place.methods:
             for name in ("shuffle", "drop_last"):
-                if found := effect(place, path, name):
+                if found := effect(place, method, name):
                     rows.append(
                         {
                             "Run": place.run.label,
                             "device": place.device,
-                            "way": "the paper's" if path == "reference" else "fast",
+                            "method": "the paper's" if method == "reference" else "fast",
                             "setting": name,
                             "time with ÷ without": f"{found['ratio']:.2f} [{found['least']:.2f}, {found['most']:.2f}]",
                             "slower": f"{found['slower']} of {found['pairs']}",
@@ -251,9 +251,9 @@ def effects(place: Place) -> str:
     sentences = []
     for name in ("shuffle", "drop_last"):
         of_verdict: dict[str, list[str]] = {}
-        for path in place.paths:
-            if found := effect(place, path, name):
-                of_verdict.setdefault(found["verdict"], []).append(f"{found['ratio']:.2f} times for {WAYS[path]}")
+        for method in place.methods:
+            if found := effect(place, method, name):
+                of_verdict.setdefault(found["verdict"], []).append(f"{found['ratio']:.2f} times for {WAYS[method]}")
         told = "; ".join(f"{verdict} (the time is {listed(ways)})" for verdict, ways in of_verdict.items())
         sentences.append(f"On {place.name}, {code(name)} {told or 'was not measured both with and without it'}.")
     return " ".join(sentences)
@@ -262,7 +262,7 @@ def effects(place: Place) -> str:
 def workers(place: Place) -> pd.DataFrame:
     """The small sweep of num_workers, the row without workers first; empty unless both were measured."""
     rows = place.rows
-    sweep = rows[(rows["path"] == "reference") & ~rows["shuffle"] & ~rows["drop_last"]]
+    sweep = rows[(rows["method"] == "reference") & ~rows["shuffle"] & ~rows["drop_last"]]
     more = sweep[sweep["num_workers"] > 0]
     none = sweep[(sweep["num_workers"] == 0) & sweep["batch_size"].isin(more["batch_size"])]
     return pd.DataFrame() if more.empty or none.empty else pd.concat([none.head(1), more])
@@ -301,25 +301,25 @@ def workers_effect(place: Place) -> str:
 def waterfall(place: Place) -> pd.DataFrame:
     """The steps from the pipeline image by image to the fast way, at the largest batch size that has them all.
 
-    In order, without drop_last. Columns: path, name, batch_size, speedup (over image by image), factor (the speed-up
+    In order, without drop_last. Columns: method, name, batch_size, speedup (over image by image), factor (the speed-up
     over that of the step before) with low and high, the factor by the worse and the better pair of quartiles, and
     verdict, as of `against`. Empty if a step is missing.
     """
     table = place.table
     rows = table[(table["reason"] == "") & (table["num_workers"] == 0) & ~table["shuffle"] & ~table["drop_last"]]
-    sequential = rows[rows["path"] == "sequential"]
-    rows = rows[(rows["path"] == "batched") | (rows["device"] == place.device)]
-    sizes = [set(rows.loc[rows["path"] == path, "batch_size"]) for path in CHANGES]
+    sequential = rows[rows["method"] == "sequential"]
+    rows = rows[(rows["method"] == "batched") | (rows["device"] == place.device)]
+    sizes = [set(rows.loc[rows["method"] == method, "batch_size"]) for method in CHANGES]
     common = set.intersection(*sizes)
     if not common or sequential.empty:
         return pd.DataFrame()
     size = max(common)
     steps = [sequential.iloc[0]]
-    for path in CHANGES:
-        steps.append(rows[(rows["path"] == path) & (rows["batch_size"] == size)].iloc[0])
+    for method in CHANGES:
+        steps.append(rows[(rows["method"] == method) & (rows["batch_size"] == size)].iloc[0])
     found = pd.DataFrame(steps).reset_index(drop=True)
     found["batch_size"] = size
-    found["name"] = found["path"].map(WAY_NAMES | {"fast": "folded model, fast loader"})
+    found["name"] = found["method"].map(METHOD_NAMES | {"fast": "folded model, fast loader"})
     worst, best = speedup_at(found, "q3"), speedup_at(found, "q1")
     found["factor"] = found["speedup"] / found["speedup"].shift()
     found["low"], found["high"] = worst / best.shift(), best / worst.shift()
@@ -328,7 +328,7 @@ def waterfall(place: Place) -> pd.DataFrame:
         None,
         *(judged(verdict_of(now["low"], now["high"]), before, now) for before, now in pairwise(rows)),
     ]
-    return found[["path", "name", "batch_size", "speedup", "factor", "low", "high", "verdict"]]
+    return found[["method", "name", "batch_size", "speedup", "factor", "low", "high", "verdict"]]
 
 
 def contributions(place: Place) -> str:
@@ -340,14 +340,14 @@ def contributions(place: Place) -> str:
     for step in steps.iloc[1:].itertuples():
         verdict = {"faster": "speeds up", "slower": "slows down"}.get(step.verdict, "makes no clear difference")
         verdict = f"{UNJUDGED} from so few repeats" if step.verdict == UNJUDGED else verdict
-        parts.append(f"{CHANGES[step.path]} {verdict}: {ratio_text(step.factor, step.low, step.high)}")
-    floor = place.floor
+        parts.append(f"{CHANGES[step.method]} {verdict}: {ratio_text(step.factor, step.low, step.high)}")
+    bound = place.copy
     bracket = " (the bracket has the ratio of the quartiles, at worst and at best)" if "[" in "".join(parts) else ""
     limit = (
         ""
-        if floor is None
-        else f" Moving the same images once, with no work at all, would be {times_text(floor['speedup'])} "
-        f"({spread_text(floor)})."
+        if bound is None
+        else f" Moving the same images once, with no work at all, would be {times_text(bound['speedup'])} "
+        f"({spread_text(bound)})."
     )
     return (
         f"On {place.name}, at batch size {steps['batch_size'].iloc[0]} and in order, each step against the one before"

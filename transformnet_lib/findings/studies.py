@@ -5,7 +5,7 @@ import pandas as pd
 
 from ..timing import NOISY_SPREAD, is_noisy
 from .speed import against_text, judged, verdict_of
-from .text import WAY_NAMES, code, counted, device_text, escape, listed, scientific, spread_text, times_text
+from .text import METHOD_NAMES, code, counted, device_text, escape, listed, scientific, spread_text, times_text
 
 STAR = f"a star marks times whose quartiles lie farther apart than {NOISY_SPREAD:.0%} of the median"
 
@@ -57,12 +57,12 @@ def seeds_text(seeds: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
-def peers_table(peers: pd.DataFrame) -> pd.DataFrame:
+def libraries_table(peers: pd.DataFrame) -> pd.DataFrame:
     """One row a way to do the work: time, speed-up and largest difference from the ground truth."""
     measured = peers[peers["reason"] == ""]
     shown = pd.DataFrame(
         {
-            "Way": measured["name"],
+            "Way": measured["method"],
             "device": measured["device"],
             "time": [_time_text(row) for _, row in measured.iterrows()],
             "speed-up": measured["speedup"].map(times_text),
@@ -75,17 +75,17 @@ def peers_table(peers: pd.DataFrame) -> pd.DataFrame:
     return shown.reset_index(drop=True)
 
 
-def quickest_peers(peers: pd.DataFrame) -> dict[str, dict]:
+def quickest_libraries(peers: pd.DataFrame) -> dict[str, dict]:
     """On each device the quickest of the others' ways, and how many times as fast the model run the fast way is."""
     found = {}
     for device, rows in peers[peers["reason"] == ""].groupby("device", sort=False):
-        ours = rows[rows["name"].str.startswith("TransformNet, the fast")]
-        others = rows[rows["max_difference"].notna() & ~rows["name"].str.startswith("TransformNet")]
+        ours = rows[rows["method"].str.startswith("TransformNet, the fast")]
+        others = rows[rows["max_difference"].notna() & ~rows["method"].str.startswith("TransformNet")]
         if len(ours) and len(others):
             best, own = others.loc[others["seconds"].idxmin()], ours.iloc[0]
             low, high = best["q1"] / own["q3"], best["q3"] / own["q1"]
             found[device] = {
-                "name": best["name"],
+                "method": best["method"],
                 "ratio": best["seconds"] / own["seconds"],
                 "low": low,
                 "high": high,
@@ -94,14 +94,14 @@ def quickest_peers(peers: pd.DataFrame) -> dict[str, dict]:
     return found
 
 
-def peers_text(peers: pd.DataFrame) -> str:
+def libraries_text(peers: pd.DataFrame) -> str:
     """How the fast way stands among the peers, those of equal results apart; and what could not be measured."""
     sentences = []
-    for device, best in quickest_peers(peers).items():
+    for device, best in quickest_libraries(peers).items():
         rows = peers[(peers["reason"] == "") & (peers["device"] == device)]
-        own = rows.loc[rows["name"].str.startswith("TransformNet, the fast"), "max_difference"].iloc[0]
-        others = rows[rows["max_difference"].notna() & ~rows["name"].str.startswith("TransformNet")]
-        rival = f"the quickest of the others, {escape(best['name'])}"
+        own = rows.loc[rows["method"].str.startswith("TransformNet, the fast"), "max_difference"].iloc[0]
+        others = rows[rows["max_difference"].notna() & ~rows["method"].str.startswith("TransformNet")]
+        rival = f"the quickest of the others, {escape(best['method'])}"
         sentences.append(f"On {device_text(device)}, the model run the fast way is {against_text(best)} {rival}.")
         if own > 1:
             sentences.append(
@@ -109,10 +109,10 @@ def peers_text(peers: pd.DataFrame) -> str:
             )
         far = others[others["max_difference"] > 1]
         if len(far):
-            names = listed([f"{escape(row['name'])} ({row['max_difference']:.1f})" for _, row in far.iterrows()])
+            names = listed([f"{escape(row['method'])} ({row['max_difference']:.1f})" for _, row in far.iterrows()])
             sentences.append(f"Not the same pictures, by more than one grey level somewhere: {names}.")
     for reason, rows in peers[peers["reason"] != ""].groupby("reason", sort=False):
-        names, device = listed(list(map(escape, rows["name"]))), escape(rows["device"].iloc[0])
+        names, device = listed(list(map(escape, rows["method"]))), escape(rows["device"].iloc[0])
         sentences.append(f"{names} on {device}: {escape(reason)}.")
     return " ".join(sentences)
 
@@ -125,15 +125,15 @@ def growth(rows: pd.DataFrame) -> float:
 def sizes_table(sizes: pd.DataFrame) -> pd.DataFrame:
     """One row a way: its time over the most images, an image's share, and how time grows."""
     rows = []
-    for way, of_way in sizes[sizes["reason"] == ""].groupby("way", sort=False):
-        last = of_way.iloc[-1]
+    for method, of_method in sizes[sizes["reason"] == ""].groupby("method", sort=False):
+        last = of_method.iloc[-1]
         rows.append(
             {
-                "Way": WAY_NAMES[way],
+                "Way": METHOD_NAMES[method],
                 "images": f"{last['images']:,}",
                 "time": _time_text(last),
                 "µs an image": f"{1e6 * last['seconds'] / last['images']:.3g}",
-                "time grows as images to the power": f"{growth(of_way):.2f}" if len(of_way) > 1 else "–",
+                "time grows as images to the power": f"{growth(of_method):.2f}" if len(of_method) > 1 else "–",
             }
         )
     return pd.DataFrame(rows)
@@ -143,11 +143,11 @@ def sizes_text(sizes: pd.DataFrame) -> str:
     """How time and memory grow with the number of images."""
     measured = sizes[sizes["reason"] == ""]
     kinds: dict[str, list[str]] = {}
-    for way, rows in measured.groupby("way", sort=False):
+    for method, rows in measured.groupby("method", sort=False):
         if len(rows) > 1:
             power = growth(rows)
             kind = "less than in proportion" if power < 0.9 else "in proportion" if power < 1.1 else "faster than that"
-            kinds.setdefault(kind, []).append(WAY_NAMES[way])
+            kinds.setdefault(kind, []).append(METHOD_NAMES[method])
     told = "; ".join(f"{kind} for {listed([f'“{name}”' for name in names])}" for kind, names in kinds.items())
     grows = f"With the number of images time grows {told}. " if told else ""
     peaks = measured.groupby("images")["peak_mib"].max()

@@ -6,7 +6,7 @@ import pandas as pd
 
 from .. import paper
 from ..run import SHIPPED_SIGN, Run
-from ..timing import NOISY_SPREAD, PATHS
+from ..timing import METHODS, NOISY_SPREAD
 from .places import SETTING, Place, disturbed, places, swept_rows
 from .text import YES_NO, code, counted, decimals, escape, listed
 
@@ -53,20 +53,20 @@ def table1(group: Sequence[Place]) -> pd.DataFrame:
         row = [setting.device, setting.batch_size, YES_NO[setting.shuffle], YES_NO[setting.drop_last]]
         row += [f"{setting.seconds * 1000:.1f}", f"{speedup:.1f}"]
         found = [
-            measured.get(setting.device, {}).get((path, setting.batch_size, setting.shuffle, setting.drop_last))
-            for path in PATHS
+            measured.get(setting.device, {}).get((method, setting.batch_size, setting.shuffle, setting.drop_last))
+            for method in METHODS
         ]
-        for way in found:
-            row += [way["text"], f"{way['speedup']:.1f}"] if way else ["–", "–"]
+        for measured_row in found:
+            row += [measured_row["text"], f"{measured_row['speedup']:.1f}"] if measured_row else ["–", "–"]
         row.append(f"{found[0]['seconds'] / found[1]['seconds']:.1f}" if all(found) else "–")
-        row.append(next((f"{way['images']:,}" for way in found if way), "–"))
+        row.append(next((f"{each['images']:,}" for each in found if each), "–"))
         rows.append(row)
     return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(TABLE1_COLUMNS))
 
 
 def _measured(place: Place) -> dict[tuple, dict]:
-    """The rows of Table 1 that a place has, by path and setting, each with its time as `text`."""
-    rows = pd.concat([place.model_rows(path) for path in PATHS])
+    """The rows of Table 1 that a place has, by method and setting, each with its time as `text`."""
+    rows = pd.concat([place.model_rows(method) for method in METHODS])
     star, dagger = disturbed(place.rows), SHIPPED_SIGN if place.run.shipped else ""
     found = {}
     for index, row in rows.iterrows():
@@ -74,7 +74,7 @@ def _measured(place: Place) -> dict[tuple, dict]:
         digits = decimals(median)
         quartiles = "" if row["repeats"] == 1 else f" [{q1:.{digits}f}, {q3:.{digits}f}]"
         text = f"{median:.{digits}f}{quartiles}{'*' if star[index] else ''}{dagger}"
-        key = (row["path"], row["batch_size"], row["shuffle"], row["drop_last"])
+        key = (row["method"], row["batch_size"], row["shuffle"], row["drop_last"])
         found[key] = {"text": text, **row[["seconds", "speedup", "images"]]}
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import one_line
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-WAY_NAMES = {  # a row's path or way, as tables and figures name it
+METHOD_NAMES = {  # a row's method, as tables and figures name it
     "sequential": "pipeline, image by image",
     "batched": "pipeline, in batches",
     "reference": "model, the paper's way",

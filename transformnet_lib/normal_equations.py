@@ -8,7 +8,7 @@ import torch
 from .data import CustomDataset, split_indices
 from .errors import DataError
 from .pipeline import GRAY_WEIGHTS
-from .prepared import CHUNK, Prepared
+from .resized import CHUNK, ResizedImages
 
 MIN_COLOUR = 1e-9  # least ratio of the smallest to the largest eigenvalue of E[x xᵀ]; below it, no colour
 
@@ -34,14 +34,16 @@ def least_squares(dataset: CustomDataset, *, val_fraction: float = 0.1, seed: in
     targets lie in [0, 1], so near the optimum it does nothing.
     Raises DataError where the colours do not determine three weights.
     """
-    return least_squares_of(Prepared(dataset, torch.device("cpu"), keep=False), val_fraction=val_fraction, seed=seed)
+    return least_squares_of(
+        ResizedImages(dataset, torch.device("cpu"), keep=False), val_fraction=val_fraction, seed=seed
+    )
 
 
-def least_squares_of(prepared: Prepared, *, val_fraction: float = 0.1, seed: int = 0) -> LeastSquares:
-    """As `least_squares`, of images that are prepared already."""
+def least_squares_of(resized: ResizedImages, *, val_fraction: float = 0.1, seed: int = 0) -> LeastSquares:
+    """As `least_squares`, of images that are resized already."""
     start = time.perf_counter()
-    train, val = split_indices(len(prepared.dataset), val_fraction=val_fraction, seed=seed)
-    moments = prepared.moments(train)
+    train, val = split_indices(len(resized.dataset), val_fraction=val_fraction, seed=seed)
+    moments = resized.moments(train)
     colours, products = moments[:3, :3], moments[:3, 3]
     condition = condition_number(colours)
     weights = torch.linalg.solve(colours, products)
@@ -49,8 +51,8 @@ def least_squares_of(prepared: Prepared, *, val_fraction: float = 0.1, seed: int
     return LeastSquares(
         weights,
         condition,
-        val_mse=mse_of(prepared, weights, val),
-        truth_val_mse=mse_of(prepared, GRAY_WEIGHTS, val),
+        val_mse=mse_of(resized, weights, val),
+        truth_val_mse=mse_of(resized, GRAY_WEIGHTS, val),
         images=len(train),
         seconds=time.perf_counter() - start,
     )
@@ -67,16 +69,16 @@ def condition_number(colours: torch.Tensor) -> float:
     return (eigenvalues[-1] / eigenvalues[0]).item()
 
 
-def mse_of(prepared: Prepared, weights: tuple[float, float, float], indices: torch.Tensor) -> float:
+def mse_of(resized: ResizedImages, weights: tuple[float, float, float], indices: torch.Tensor) -> float:
     """The MSE of the model with these weights over the images at `indices`, summed from the pixels' own errors.
 
     In float64 on the CPU: from the moments it would be a difference of numbers that agree in all their digits.
     """
     total = 0.0
-    for chunk in indices.to(prepared.index_device).split(CHUNK):
-        values = torch.empty(4, len(chunk) * prepared.pixels, device=prepared.device)
-        prepared.gather(chunk, values[:3], values[3])
+    for chunk in indices.to(resized.index_device).split(CHUNK):
+        values = torch.empty(4, len(chunk) * resized.pixels, device=resized.device)
+        resized.gather(chunk, values[:3], values[3])
         values = values.cpu().double()
         errors = (values[:3].mT @ torch.tensor(weights, dtype=torch.float64)).clamp(0, 1) - values[3]
         total += errors.square().sum().item()
-    return total / (len(indices) * prepared.pixels)
+    return total / (len(indices) * resized.pixels)

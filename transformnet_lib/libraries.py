@@ -26,8 +26,8 @@ from .timing import (
     NOT_MEASURED,
     Entry,
     check_outputs,
+    copy_pass,
     float32_exactly,
-    floor_pass,
     not_measured,
     prepare_pass,
     spread,
@@ -36,8 +36,8 @@ from .timing import (
 
 BATCH_SIZE = 512  # images; where there are batches
 
-PEER_COLUMNS = {
-    "name": "str",
+LIBRARY_COLUMNS = {
+    "method": "str",
     "device": "str",
     "images": "int",
     "repeats": "int",
@@ -52,7 +52,7 @@ PEER_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Peer:
+class OtherLibrary:
     """A way to do the work: `prepare(images, pipeline, device)` gives a function that does it once.
 
     It returns the outputs, one array or picture an image or a batch, in [0, 1] or as uint8.
@@ -122,22 +122,22 @@ def pillow_one_by_one(images: Tensor, pipeline: Pipeline, device: torch.device):
 
 ALL = ("cpu", "cuda", "mps")
 BASELINE = "torchvision v2, image by image"
-PEERS = (
-    Peer(BASELINE, torchvision_one_by_one),
-    Peer("torchvision v2, batches", torchvision_batched, devices=ALL),
-    Peer("Kornia, batches", kornia_batched, "kornia", ALL),
-    Peer("OpenCV, image by image", opencv_one_by_one, "cv2"),
-    Peer("Pillow, image by image", pillow_one_by_one, "PIL"),
+LIBRARIES = (
+    OtherLibrary(BASELINE, torchvision_one_by_one),
+    OtherLibrary("torchvision v2, batches", torchvision_batched, devices=ALL),
+    OtherLibrary("Kornia, batches", kornia_batched, "kornia", ALL),
+    OtherLibrary("OpenCV, image by image", opencv_one_by_one, "cv2"),
+    OtherLibrary("Pillow, image by image", pillow_one_by_one, "PIL"),
 )
 
 
-def study_peers(
+def study_libraries(
     model: TransformNet, images: Tensor, *, devices: Sequence[str] = ("cpu",), repeats: int = 5
 ) -> pd.DataFrame:
-    """Time every peer, the model's fast path and the floor on `images`, uint8 (n, 3, h, w): a row each a device.
+    """Time every library, the model's fast method and the copy on `images`, uint8 (n, 3, h, w): a row per device.
 
-    Columns: `PEER_COLUMNS`. All take turns, repeat by repeat. Where a device is not the CPU, rows include the copy to
-    it; one more has the images on it already. A row that cannot be measured, since the peer is not installed or the
+    Columns: `LIBRARY_COLUMNS`. All take turns, repeat by repeat. Where a device is not the CPU, rows include the copy
+    to it; one more has the images on it already. A row that cannot be measured, since the library is not installed or the
     device runs out of memory, stays with the reason and without a time.
     """
     pipeline = model.pipeline
@@ -152,7 +152,7 @@ def study_peers(
     with torch.inference_mode(), float32_exactly():
         for device in devices:
             for name, prepare in _ways(model, images, torch.device(device)):
-                row = {"name": name, "device": device, "images": len(images), "max_difference": None, "reason": ""}
+                row = {"method": name, "device": device, "images": len(images), "max_difference": None, "reason": ""}
                 rows.append(row)
                 try:
                     run_pass, outputs = prepare()
@@ -161,31 +161,31 @@ def study_peers(
                 except NOT_MEASURED as error:
                     row["reason"] = not_measured(error)
         check_outputs(entries)
-        for _ in tqdm(range(repeats), desc="peers", unit="round", leave=False):
+        for _ in tqdm(range(repeats), desc="libraries", unit="round", leave=False):
             take_turns(entries)
         check_outputs(entries)
     for entry in entries:
         entry.row |= spread(entry.seconds) | {"max_difference": max(entry.errors, default=None)}
-    baseline = next((entry.row["seconds"] for entry in entries if entry.row["name"] == BASELINE), math.nan)
+    baseline = next((entry.row["seconds"] for entry in entries if entry.row["method"] == BASELINE), math.nan)
     for entry in entries:
         entry.row["speedup"] = baseline / entry.row["seconds"]
-    return pd.DataFrame(rows).reindex(columns=list(PEER_COLUMNS)).fillna({"repeats": 0, "raw_seconds": ""})
+    return pd.DataFrame(rows).reindex(columns=list(LIBRARY_COLUMNS)).fillna({"repeats": 0, "raw_seconds": ""})
 
 
 def _ways(model: TransformNet, images: Tensor, device: torch.device) -> Iterator[tuple[str, Callable]]:
     """Name and preparation of each row on a device; a preparation gives the timed pass and what gives its outputs."""
     kind = device.type
 
-    def peer(way: Peer) -> tuple[Callable[[], float], Callable[[], list]]:
-        if importlib.util.find_spec(way.package) is None:
-            raise ParameterError(f"{way.package} is not installed (pip install -e '.[peers]')")
+    def library(method: OtherLibrary) -> tuple[Callable[[], float], Callable[[], list]]:
+        if importlib.util.find_spec(method.package) is None:
+            raise ParameterError(f"{method.package} is not installed (pip install -e '.[libraries]')")
         if kind not in available_devices():
             raise ParameterError(f"no {kind.upper()} device")
-        work = way.prepare(images, model.pipeline, device)
+        work = method.prepare(images, model.pipeline, device)
         return (lambda: _timed(work, device)), work
 
     def fast(source: Tensor) -> tuple[Callable[[], float], Callable[[], list]]:
-        options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0, "path": "fast"}
+        options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0, "method": "fast"}
         work = prepare_pass(model, images=source, device=device, **options)
         return work.seconds, lambda: [output.cpu() for output in work.outputs()]
 
@@ -197,14 +197,14 @@ def _ways(model: TransformNet, images: Tensor, device: torch.device) -> Iterator
 
         return (lambda: _timed(work, device)), work
 
-    for way in PEERS:
-        if kind in way.devices:
-            yield way.name, lambda way=way: peer(way)
+    for method in LIBRARIES:
+        if kind in method.devices:
+            yield method.name, lambda method=method: library(method)
     yield "TransformNet, the fast way", lambda: fast(images)
     if kind != "cpu":
         yield "TransformNet, images on the device already", resident
-    floor = "floor: the bytes read and written once" if kind == "cpu" else "floor: the images copied to the device"
-    yield floor, lambda: (floor_pass(images, model.pipeline, device), None)
+    bound = "copy: the bytes read and written once" if kind == "cpu" else "copy: the images copied to the device"
+    yield bound, lambda: (copy_pass(images, model.pipeline, device), None)
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
@@ -216,7 +216,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _grey_levels(outputs: list) -> Tensor:
-    """Outputs of any of the peers as float32 (n, 1, h, w), 0 to 255."""
+    """Outputs of any of the libraries as float32 (n, 1, h, w), 0 to 255."""
     if isinstance(outputs[0], Tensor):
         single = outputs[0].ndim == 3
         return 255 * (torch.stack(outputs) if single else torch.cat(outputs)).float().cpu()

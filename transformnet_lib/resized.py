@@ -17,7 +17,7 @@ KEEP_BYTES = 2**30  # of resized colours: 114,000 images of 28×28 pixels; more 
 CHUNK = 512  # images a step while all are gone through; bounds the scratch memory to about 30 MB for 28×28 pixels
 
 
-class Prepared:
+class ResizedImages:
     """The colours and targets of all images of `dataset` on `device`, one column a pixel of the output.
 
     `gather` gives a batch's; `pixels` is the number of columns an image has. Kept in memory if `keep` and no larger

@@ -137,8 +137,8 @@ def study_libraries(
     """Time every library, the model's fast method and the copy on `images`, uint8 (n, 3, h, w): a row per device.
 
     Columns: `LIBRARY_COLUMNS`. All take turns, repeat by repeat. Where a device is not the CPU, rows include the copy
-    to it; one more has the images on it already. A row that cannot be measured, since the library is not installed or the
-    device runs out of memory, stays with the reason and without a time.
+    to it; one more has the images on it already. A row that cannot be measured, since the library is not installed or
+    the device runs out of memory, stays with the reason and without a time.
     """
     pipeline = model.pipeline
     with torch.inference_mode():

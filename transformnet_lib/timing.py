@@ -177,8 +177,8 @@ def test_inference_time(
 
     `method="reference"` is the paper's protocol: a DataLoader over a TensorDataset of float32 images, the eager model
     in eval mode, the copy to the device inside the clock. `method="fast"` is what this library recommends, with the
-    images stored as they are given (uint8 is the faster). What is done once per use is outside the clock: the conversion to
-    float32 of the other methods, moving or folding the model, building the loader, pinning, graph capture.
+    images stored as they are given (uint8 is the faster). What is done once per use is outside the clock: the
+    conversion to float32 of the other methods, moving or folding the model, building the loader, pinning, graph capture.
     Raises ParameterError for a setting that cannot be run.
     """
     return prepare_pass(
@@ -428,10 +428,10 @@ def benchmark(
     """Measure the baselines and every setting on `images` (n, 3, h, w; uint8 or float32 in [0, 1]).
 
     Returns one row a setting with the columns `BENCHMARK_COLUMNS`. Rows that differ in the method alone form a group,
-    and groups are measured one after the other. Each row of a group is run on all images: once to compare its output with
-    the ground truth, which also warms it up; `repeats` times under the clock; and once more to compare. In each repeat
-    the rows of the group take turns, after the pipeline applied to `SEQUENTIAL_IMAGES` image by image. So each row's
-    baseline is of the same seconds and the same process: neither a busy hour nor an interruption comes between the two.
+    and groups are measured one after the other. Each row of a group is run on all images: once to compare its output
+    with the ground truth, which also warms it up; `repeats` times under the clock; and once more to compare. In each
+    repeat the rows of the group take turns, after the pipeline applied to `SEQUENTIAL_IMAGES` image by image. So each
+    row's baseline is of the same seconds and the same process.
     A row that cannot be measured stays, with the reason and without a time.
 
     After each group `save` gets all rows so far. Given as `done` to another call, they are not measured again.

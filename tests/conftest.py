@@ -14,9 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from soak import heed_signals
 
-from transformnet_lib import CustomDataset, Run, TrainConfig, train
-from transformnet_lib.comparison import compare_run
-from transformnet_lib.timing import benchmark_run
+from transformnet_lib import CustomDataset, Run, TrainConfig, benchmark_stage, compare_stage, read_run, train_stage
 
 BIN = Path(sys.executable).parent
 
@@ -36,13 +34,13 @@ def test_set() -> CustomDataset:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, train_set, test_set) -> Run:
-    """A run with the preset `precise` and all stages; tests only read it."""
-    run = Run(tmp_path_factory.mktemp("runs") / "small")
-    train(train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32), run=run)
-    compare_run(run, test_set)
+    """A run with the preset `precise` and all stages but `study`; tests only read it."""
+    path = tmp_path_factory.mktemp("runs") / "small"
+    train_stage(path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
+    compare_stage(path, test_set)
     sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
-    benchmark_run(run, test_set, devices=["cpu", "cuda"], **sweep)
-    return run
+    benchmark_stage(path, test_set, devices=["cpu", "cuda"], **sweep)
+    return read_run(path)
 
 
 def command(*arguments, cwd: Path, **variables: str) -> subprocess.CompletedProcess:

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard import manager
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TrainConfig, TransformNet, train
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.display import WIDGET, show_figure, show_live_figure, show_table, show_text
 from transformnet_lib.explore import (
     Landscape,

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
-from transformnet_lib import data
-from transformnet_lib.data import IMAGE_SUFFIXES, decode_image, image_files, load_images
+from transformnet_lib import images
 from transformnet_lib.errors import DataError
+from transformnet_lib.images import IMAGE_SUFFIXES, decode_image, image_files, load_images
 from transformnet_lib.inference import infer_folder
 
 SIDE = 8  # pixels of most images here
@@ -92,7 +92,7 @@ def image_bytes(draw) -> tuple[bytes, str, str | None]:
 
 
 def test_any_file_is_read_as_rgb_or_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_PIXELS", 2**20)  # a damaged size must not fill this machine's memory
+    monkeypatch.setattr(images, "MAX_PIXELS", 2**20)  # a damaged size must not fill this machine's memory
     root = folder_of(tmp_path)
     ends = []  # (mode, whether it was read)
 
@@ -243,7 +243,7 @@ def test_a_split_that_leads_out_of_the_folder_is_refused(tree, tmp_path):
     (tree / "test").symlink_to(tmp_path / "elsewhere")
     told = refusal(lambda: load_images(f"folder:{tree}", train=False))
     assert told.startswith(f"{tree / 'test'}: a link that leaves {tree}, to {tmp_path / 'elsewhere'}")
-    assert refusal(lambda: data.check_source(f"folder:{tree}")) == told
+    assert refusal(lambda: images.check_source(f"folder:{tree}")) == told
 
 
 def test_the_folder_itself_may_be_a_link(tree, tmp_path):

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from transformnet_lib.data import decode_image
+from transformnet_lib.images import decode_image
 from transformnet_lib.report import NOTEBOOKS, ROOT
 from transformnet_lib.runs import reference_run
 

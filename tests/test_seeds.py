@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, TrainConfig, least_squares, train
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.errors import DataError, ParameterError
 from transformnet_lib.model import TransformNet
 from transformnet_lib.pipeline import to_float

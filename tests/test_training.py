@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import BatchSampler, DataLoader
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, Run, TrainConfig, train
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.errors import DataError, ParameterError, RunError, TrainingError
 from transformnet_lib.model import seeded_model
 from transformnet_lib.prepared import Prepared

@@ -301,7 +301,7 @@ def cifar10(
     data_path: folder_option("The folder to put it in.") = Path("data"),
 ) -> None:
     """Download CIFAR-10 (170 MB; its host is slow, allow an hour), check its hash and unpack it."""
-    from .data import download_cifar10
+    from .cifar10 import download_cifar10
 
     typer.echo(f"CIFAR-10 is in {download_cifar10(data_path)}")
 

@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import CustomDataset, decode_image
+from .dataset import CustomDataset
 from .errors import TransformnetError
 from .figures import distance_curves, error_colours, history_curves, loss_contours, png
 from .findings.learning import weights_table
 from .findings.text import scientific
+from .images import decode_image
 from .model import TransformNet
 from .optimum import mse_of
 from .pipeline import Pipeline, to_float

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .data import CustomDataset, check_pairs
+from .dataset import CustomDataset, check_pairs
 from .model import seeded_model
 from .pipeline import to_float
 

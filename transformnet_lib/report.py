@@ -23,12 +23,12 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
 
 from . import errors
-from .data import check_source
 from .display import NUMBERS
 from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
 from .export import HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, read_plain, write_atomic, write_together
 from .findings.text import listed
+from .images import check_source
 from .machine import available_devices, git_commit, resolve_device
 from .runs import COMMAND_LOCK, EXECUTING, Run, is_executed, open_runs
 from .timing import check_sweep

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from .data import CustomDataset
+from .dataset import CustomDataset
 from .errors import ParameterError, RunError
 from .machine import resolve_device
 from .peers import PEER_COLUMNS, study_peers

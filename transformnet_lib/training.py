@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import CustomDataset, check_pairs, split_indices
+from .dataset import CustomDataset, check_pairs, split_indices
 from .errors import DataError, Interrupted, ParameterError, RunError, TrainingError
 from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model

@@ -1,31 +1,27 @@
-"""Images in: where they come from, how they are held (uint8, once), and the data set made of them.
+"""Images in: `photos` (from scikit-image), CIFAR-10 or a folder of image files, as uint8 `(count, 3, height, width)`.
 
-What it does not do: download anything unless `download_cifar10` is called.
+What it does not do: download anything (see `cifar10.py`).
 """
 
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pooch
 import psutil
 import torch
 from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION, SAMPLEFORMAT, TiffImageFile
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, get_worker_info
-from tqdm import tqdm
 
+from .cifar10 import CIFAR10_FOLDER, missing_cifar10, read_cifar10
 from .errors import DataError, ParameterError
 from .files import check_path
-from .pipeline import MAX_SIZE, Pipeline, to_float
+from .pipeline import MAX_SIZE
 
 # The photographs of the `photos` source, all inside the scikit-image wheel; no photograph is in both splits.
 PHOTOS = {
@@ -42,15 +38,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before it is decoded
 MAX_SCANS = 100  # of a progressive JPEG, which usually has ten; each takes the time of a picture, and some bytes
-
-# https://www.cs.toronto.edu/~kriz/cifar.html; the md5 is the one torchvision checks (torchvision/datasets/cifar.py)
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
-CIFAR10_BYTES = 170_498_071  # of the archive
-CIFAR10_FOLDER = "cifar-10-batches-py"  # in which the archive unpacks
-DOWNLOAD_TIMEOUT = 60  # seconds without a byte
-
-TARGET_BATCH = 2048  # images a step when targets are computed; bounds the float copy to 25 MB for 32×32
 FITS = ("none", "crop")
 
 
@@ -100,7 +87,7 @@ def load_images(
     if source.startswith("folder:"):
         pixels = _folder(Path(source.removeprefix("folder:")), split, limit, fit, image_size)
     else:
-        every = _cifar10(Path(data_path), train) if source == "cifar10" else _photos(split)
+        every = read_cifar10(Path(data_path), train) if source == "cifar10" else _photos(split)
         pixels = every[_chosen(len(every), limit)] if limit else every
     return Images(pixels, source, split)
 
@@ -131,7 +118,7 @@ def check_source(data: str = "auto", data_path: str | Path = "data", **options) 
         for split in ("train", "test"):
             _split_folder(Path(source.removeprefix("folder:")), split)
     if source == "cifar10" and not (Path(data_path) / CIFAR10_FOLDER).is_dir():
-        raise _no_cifar10(Path(data_path), "is not there")
+        raise missing_cifar10(Path(data_path), "is not there")
 
 
 def _checked_source(
@@ -233,97 +220,6 @@ def _photos(split: str) -> Tensor:
     return torch.from_numpy(np.concatenate(crops)[rng.permutation(PHOTO_COUNT[split])])
 
 
-def _cifar10(data_path: Path, train: bool) -> Tensor:
-    """CIFAR-10 as torchvision reads it; every file's md5 is checked before it is unpickled."""
-    from torchvision.datasets import CIFAR10  # here, since its import takes longer than any other and few need it
-
-    try:
-        dataset = CIFAR10(data_path, train=train, download=False)
-    except (RuntimeError, OSError) as error:
-        there = (data_path / CIFAR10_FOLDER).is_dir()
-        state = "is damaged or incomplete (an md5 differs)" if there else "is not there"
-        raise _no_cifar10(data_path, state) from error
-    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-
-
-def _no_cifar10(data_path: Path, state: str) -> DataError:
-    return DataError(
-        f"CIFAR-10: {data_path / CIFAR10_FOLDER} {state}; get it with `transformnet data cifar10 --data-path "
-        f"{data_path}`, or use data=photos"
-    )
-
-
-def download_cifar10(data_path: str | Path = "data") -> Path:
-    """Download CIFAR-10 (170 MB) into `data_path`, check its hash, unpack it, and return its folder.
-
-    Does nothing if it is there already. The archive, and then each file of it, takes its name when it is whole; the
-    hash is checked before anything is unpacked. Raises DataError if the download fails or its hash differs.
-    """
-    check_path("data_path", data_path)
-    folder = Path(data_path) / CIFAR10_FOLDER
-    with suppress(DataError):
-        _cifar10(Path(data_path), train=True)
-        return folder
-    kept = Path(data_path) / Path(CIFAR10_URL).name
-    if kept.exists() and not kept.is_file():  # a pipe would be waited for
-        raise DataError(f"{kept}: expected a file, got something else; remove it")
-    for place in (Path(data_path), folder):  # before an hour of downloading
-        if os.path.lexists(place) and (not place.is_dir() or (place == folder and place.is_symlink())):
-            raise DataError(f"{place}: expected a folder, got something else; remove it, or take another --data-path")
-    responses = []  # pooch leaves that of a failed download open
-    bar = tqdm(
-        total=CIFAR10_BYTES, unit="B", unit_scale=True, leave=False
-    )  # pooch's own would stay, and be drawn again after an error
-
-    def watch(response, **_) -> None:
-        responses.append(response)
-        chunks = response.iter_content
-        response.iter_content = lambda chunk_size: _no_more_than_the_archive(chunks(chunk_size))
-
-    try:
-        archive = pooch.retrieve(
-            CIFAR10_URL,
-            known_hash=f"md5:{CIFAR10_MD5}",
-            path=data_path,
-            fname=kept.name,
-            downloader=pooch.HTTPDownloader(
-                progressbar=bar,
-                timeout=DOWNLOAD_TIMEOUT,
-                headers={"Accept-Encoding": "identity"},
-                hooks={"response": watch},
-            ),
-        )
-        with tempfile.TemporaryDirectory(dir=data_path, prefix=".unpacked-") as beside:
-            # Not as `processor`: that skips an archive kept
-            pooch.Untar(extract_dir=Path(beside).name)(archive, "download", None)
-            folder.mkdir(exist_ok=True)
-            for file in Path(beside, CIFAR10_FOLDER).iterdir():
-                file.replace(folder / file.name)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; pooch says ValueError for a wrong hash
-        reason: BaseException = error
-        while reason.__context__ is not None:  # requests wraps urllib3's error, and that the system's, in long texts
-            reason = reason.__context__
-        raise DataError(
-            f"CIFAR-10: download from {CIFAR10_URL} failed: {reason}; try again, or use data=photos"
-        ) from error
-    finally:
-        bar.close()
-        for response in responses:
-            response.close()
-    _cifar10(Path(data_path), train=True)
-    return folder
-
-
-def _no_more_than_the_archive(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass on what comes, unpacked if the server packed it; ValueError once it is more than the archive."""
-    count = 0
-    for chunk in chunks:
-        count += len(chunk)
-        if count > CIFAR10_BYTES:
-            raise ValueError(f"the server sent more than the archive's {CIFAR10_BYTES:,} bytes")
-        yield chunk
-
-
 def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int | None) -> Tensor:
     """Images below `root/split`, sorted by path, decoded to RGB by Pillow."""
     folder = _split_folder(root, split)
@@ -401,191 +297,3 @@ def _scans(image: Image.Image) -> int:
     """How many times a JPEG goes over its picture; each scan begins with a marker that no compressed data can hold."""
     image.fp.seek(0)
     return sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: image.fp.read(2**20), b""))
-
-
-def _absolute(source: str) -> str:
-    """A folder source by its absolute path, to be found from any working directory; others as they are."""
-    kind, _, path = source.partition(":")
-    return f"{kind}:{Path(path).resolve()}" if kind == "folder" else source
-
-
-class CustomDataset(Dataset):
-    """Pairs of an image and what the pipeline makes of it, as the assignment gives them.
-
-    `dataset[i]` is `(image, target)`: float32 in [0, 1], `(3, height, width)` and `(1, *pipeline.size)`. Images are
-    held once, as uint8 (`dataset.images`). With `cache` the targets are computed once, in batches, and held as float32
-    (`dataset.targets`, 157 MB for 50,000); without, one by one when asked for. The other parameters are those of
-    `load_images`.
-    """
-
-    def __init__(
-        self,
-        data_path: str | Path = "data",
-        train: bool = True,
-        cache: bool = True,
-        *,
-        data: str = "auto",
-        limit: int | None = None,
-        fit: str = "none",
-        image_size: int | None = None,
-        pipeline: Pipeline | None = None,
-    ):
-        if type(cache) is not bool:
-            raise ParameterError(f"cache: expected True or False, got {cache!r}")
-        loaded = load_images(data, train=train, data_path=data_path, limit=limit, fit=fit, image_size=image_size)
-        # What was asked for, so that a run can load its other split
-        self.request = {
-            "data": _absolute(loaded.source),
-            "data_path": str(data_path),
-            "limit": limit,
-            "fit": fit,
-            "image_size": loaded.pixels.shape[-1] if fit == "crop" else None,  # also where it was the first image's
-        }
-        self.source, self.split = loaded.source, loaded.split
-        self.images = loaded.pixels
-        self.pipeline = pipeline or Pipeline()
-        self.targets = self.compute_targets() if cache else None
-
-    @property
-    def fingerprint(self) -> str:
-        """The sha256 of the images as they are now, so that a run notices if somebody changed them."""
-        return Images(self.images, self.source, self.split).fingerprint
-
-    def compute_targets(self) -> Tensor:
-        """The pipeline's output for every image, float32 `(count, 1, *pipeline.size)` in [0, 1]."""
-        return torch.cat([self.pipeline(to_float(chunk)) for chunk in self.images.split(TARGET_BATCH)])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        image = to_float(self.images[i])
-        return image, self.pipeline(image) if self.targets is None else self.targets[i]
-
-
-def check_pairs(dataset: CustomDataset) -> None:
-    """Raise DataError, naming the image, unless `dataset` holds images in [0, 1] and finite targets of their shape.
-
-    What `load_images` gives always passes; a subclass, or tensors set by hand, may not.
-    """
-    images, targets = dataset.images, dataset.targets
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise DataError(f"images: expected shape (count, 3, height, width), got {tuple(images.shape)}")
-    if images.dtype != torch.uint8:
-        if not images.is_floating_point():
-            raise DataError(f"images: expected uint8, or floats in [0, 1], got {_dtype(images)}")
-        _refuse_outside("image", images)
-    if targets is not None:
-        shape = (len(images), 1, *dataset.pipeline.size)
-        if targets.shape != shape or targets.dtype != torch.float32:
-            raise DataError(f"targets: expected float32 {shape}, got {_dtype(targets)} {tuple(targets.shape)}")
-        _refuse_outside("target", targets)
-
-
-def _refuse_outside(what: str, values: Tensor) -> None:
-    for start in range(0, len(values), TARGET_BATCH):
-        flat = values[start : start + TARGET_BATCH].flatten(1)
-        wrong = ~((flat >= 0) & (flat <= 1))  # NaN is neither
-        if wrong.any():
-            i = wrong.any(1).nonzero()[0].item()
-            raise DataError(f"{what} {start + i}: expected values from 0 to 1, got {flat[i][wrong[i]][0].item()}")
-
-
-def _dtype(values: Tensor) -> str:
-    return str(values.dtype).removeprefix("torch.")
-
-
-def split_indices(count: int, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Shuffle range(count) with its own generator and part it into training and validation indices.
-
-    >>> [len(part) for part in split_indices(50_000)]
-    [45000, 5000]
-    """
-    val_count = round(count * val_fraction)
-    if not 1 <= val_count < count:
-        raise ParameterError(
-            f"expected at least one training and one validation image, got {count} images in all, of which "
-            f"{val_fraction:.0%} are to validate; take more images"
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[val_count:], order[:val_count]
-
-
-class BatchIndices(Sampler[slice | Tensor]):
-    """What to fetch for each batch of `count` rows: slices in order, or with `shuffle` the parts of a permutation.
-
-    Each pass draws a new permutation from `generator`. Each row is in exactly one batch; `drop_last` leaves out a last
-    batch that is smaller than the others.
-    """
-
-    def __init__(self, count: int, *, batch_size: int, shuffle: bool, drop_last: bool, generator: torch.Generator):
-        if type(batch_size) is not int or batch_size < 1:
-            raise ParameterError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
-        self.batch_size, self.shuffle, self.generator = batch_size, shuffle, generator
-        self.used = count - count % batch_size if drop_last else count
-        self.count = count
-
-    def __len__(self) -> int:
-        return -(-self.used // self.batch_size)
-
-    def __iter__(self) -> Iterator[slice | Tensor]:
-        if self.shuffle and self.used:  # what is split is never empty: it would give one empty batch
-            # The whole set is permuted before the rest is dropped, so that each pass drops other rows.
-            yield from torch.randperm(self.count, generator=self.generator)[: self.used].split(self.batch_size)
-        else:
-            for start in range(0, self.used, self.batch_size):
-                yield slice(start, min(start + self.batch_size, self.used))
-
-
-class BatchDataset(TensorDataset):
-    """Tensors of equal length from which a whole batch is fetched at once, by a slice or an index tensor (n,).
-
-    Returns a tuple of the tensors' rows. Those of a slice are views, so they must not be changed in place.
-    """
-
-    def __getitem__(self, index: slice | Tensor) -> tuple[Tensor, ...]:
-        if isinstance(index, Tensor):  # index_select takes a quarter of tensor[index]'s time
-            return tuple([tensor.index_select(0, index) for tensor in self.tensors])
-        rows = tuple([tensor[index] for tensor in self.tensors])
-        # A worker would send a view with all of its tensor behind it.
-        return rows if get_worker_info() is None else tuple([tensor.clone() for tensor in rows])
-
-
-def batch_loader(
-    *tensors: Tensor,
-    batch_size: int,
-    shuffle: bool = False,
-    drop_last: bool = False,
-    seed: int = 0,
-    num_workers: int = 0,
-    **options,
-) -> DataLoader:
-    """A DataLoader over tensors of equal length (count, …) that fetches a batch in one step, not row by row.
-
-    Gives a tuple of the tensors' rows for each batch, as `DataLoader(TensorDataset(*tensors), …)` does, many times
-    faster: it costs little more than copying the rows. Shuffling draws from a generator of the loader's own, seeded
-    with `seed`; the order differs from pass to pass. Without `shuffle` and workers the rows are views of the tensors:
-    don't change them in place. `options` (`pin_memory`, …) are DataLoader's.
-    Raises ParameterError if the tensors' lengths differ, or a number is out of range.
-
-    >>> images, targets = torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.zeros(10, 1, 28, 28)
-    >>> [len(image) for image, target in batch_loader(images, targets, batch_size=4, shuffle=True)]
-    [4, 4, 2]
-    """
-    lengths = [len(tensor) for tensor in tensors]
-    if not lengths or len(set(lengths)) > 1:
-        raise ParameterError(f"expected tensors of equal length, got {', '.join(map(str, lengths)) or 'none'}")
-    if type(num_workers) is not int or num_workers < 0:
-        raise ParameterError(f"num_workers: expected a whole number from 0, got {num_workers!r}")
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(
-        BatchDataset(*tensors),
-        sampler=BatchIndices(
-            lengths[0], batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, generator=generator
-        ),
-        batch_size=None,  # the sampler makes the batches
-        collate_fn=tuple,  # which leaves a tuple as it is
-        num_workers=num_workers,
-        generator=generator,
-        **options,
-    )

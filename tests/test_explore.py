@@ -8,6 +8,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
+from refresh import normalise
 from tensorboard import manager
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TrainConfig, TransformNet, train
@@ -29,7 +30,6 @@ from transformnet_lib.figures import error_colours, png
 from transformnet_lib.findings.text import scientific
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.prepared import Prepared
-from transformnet_lib.refresh import normalise
 from transformnet_lib.runs import Run, reference_run
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from .errors import Interrupted, TransformnetError, one_line
+from .export.errors import ExportError
 
 app = typer.Typer(
     help="Train TransformNet, compare it with the pipeline it replaces, time both, and make the report.",
@@ -341,7 +342,7 @@ def main() -> None:
         if received:  # typer's line about it, or ours, could not be written: the terminal is closed
             _leave("interrupted", 128 + received)
         raise
-    except TransformnetError as error:
+    except (TransformnetError, ExportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 

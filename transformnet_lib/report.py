@@ -24,8 +24,8 @@ from nbconvert.exporters.exporter import Exporter
 
 from . import errors
 from .display import NUMBERS
-from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
-from .export import HTMLReportExporter, PDFReportExporter
+from .errors import Interrupted, NotebookError, ParameterError, RunError
+from .export import ExportError, HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, read_plain, write_atomic, write_together
 from .findings.text import listed
 from .images import check_source

@@ -35,6 +35,17 @@ def test_any_pipeline_equals_torchvisions_transforms(size, hflip, vflip):
     assert Pipeline(**pipeline.to_dict()) == pipeline
 
 
+@pytest.mark.parametrize("size", [(28, 28), (20, 12), (1, 5), (48, 40)])
+@pytest.mark.parametrize(("hflip", "vflip"), [(True, False), (False, True)])
+def test_the_geometry_is_that_of_the_pipeline_before_the_colours_are_mixed(size, hflip, vflip):
+    images = torch.rand(3, 3, 32, 36, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pipeline = Pipeline(size, hflip, vflip)
+    colours = pipeline.flip(pipeline.resize(images))
+    assert torch.equal(v2.Grayscale()(colours), pipeline(images))
+    rows, columns = (pipeline.axis_matrix(images.shape[axis], axis, dtype=torch.float64) for axis in (-2, -1))
+    torch.testing.assert_close(rows @ images @ columns.T, colours, rtol=0, atol=1e-12)
+
+
 def test_the_gray_weights_are_those_of_torchvision():
     primaries = torch.eye(3).reshape(3, 3, 1, 1).expand(3, 3, 28, 28)
     gray = Pipeline()(primaries)

@@ -80,7 +80,7 @@ class PlainWhitened(torch.nn.Module):
 
     def forward(self, images):
         weights = (self.basis @ self.v).float().view(1, 3, 1, 1)
-        return self.model.flip(torch.nn.functional.conv2d(self.model.resize(images), weights))
+        return self.model.pipeline.flip(torch.nn.functional.conv2d(self.model.pipeline.resize(images), weights))
 
 
 @pytest.mark.parametrize("preset", ["paper", "precise"])
@@ -93,7 +93,7 @@ def test_losses_equal_a_plain_dataloader_loop_over_the_module(preset, train_set)
     model = seeded_model(config.seed)
     if preset == "precise":
         every, _ = next(iter(DataLoader(train_set, sampler=indices.tolist(), batch_size=len(indices))))
-        colours = model.resize(every).transpose(0, 1).reshape(3, -1).double()
+        colours = model.pipeline.resize(every).transpose(0, 1).reshape(3, -1).double()
         model = PlainWhitened(model, colours @ colours.mT / colours.shape[1])
     trained = [model.v if preset == "precise" else model.mix.weight]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)

@@ -72,9 +72,8 @@ def weight_sliders(dataset: CustomDataset, presets: Mapping[str, Sequence[float]
     with cached targets the first `MOST_IMAGES` images are used.
     """
     images, targets = dataset.images[:MOST_IMAGES], dataset.targets[:MOST_IMAGES].flatten()
-    geometry = TransformNet(dataset.pipeline)
-    with torch.inference_mode():
-        colours = geometry.flip(geometry.resize(to_float(images))).transpose(0, 1).flatten(1).contiguous()
+    resized = dataset.pipeline.flip(dataset.pipeline.resize(to_float(images)))
+    colours = resized.transpose(0, 1).flatten(1).contiguous()
     size = (len(images), *dataset.pipeline.size)
     limit = max(1.0, *(abs(weight) for weights in presets.values() for weight in weights))
     preset = widgets.Dropdown(options=list(presets), description="weights of")

@@ -1,8 +1,6 @@
 """Shared fixtures: a small real run, made once a session, and closed figures."""
 
-import hashlib
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -101,30 +99,6 @@ def tree(tmp_path):
     save(tmp_path / "test" / "t" / "1.png", noise(9, 7, 3, seed=99))
     (tmp_path / "train" / "notes.txt").write_text("not an image")
     return tmp_path
-
-
-@pytest.fixture
-def cifar(tmp_path, monkeypatch):
-    """A tiny archive in CIFAR-10's format below tmp_path; gives what was put in: {split: (count, 3, 32, 32)}."""
-    from torchvision.datasets import CIFAR10
-
-    folder = tmp_path / CIFAR10.base_folder
-    folder.mkdir()
-    pixels = {"train": noise(20, 3, 32, 32, seed=1), "test": noise(6, 3, 32, 32, seed=2)}
-
-    def write(name: str, content: dict) -> str:
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    batches = [(f"data_batch_{i + 1}", pixels["train"][4 * i : 4 * i + 4]) for i in range(5)]
-    listed = [
-        [name, write(name, {"data": part.reshape(len(part), -1), "labels": [0] * len(part)})]
-        for name, part in [*batches, ("test_batch", pixels["test"])]
-    ]
-    monkeypatch.setattr(CIFAR10, "train_list", listed[:5])
-    monkeypatch.setattr(CIFAR10, "test_list", listed[5:])
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": write("batches.meta", {"label_names": ["cat"]})})
-    return pixels
 
 
 @pytest.fixture(autouse=True)

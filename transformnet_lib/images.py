@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION, SAMPLEFORMAT, TiffImageFile
 from torch import Tensor
 
-from .cifar10 import CIFAR10_FOLDER, missing_cifar10, read_cifar10
+from .cifar10 import CIFAR10_FOLDER, check_cifar10, read_cifar10
 from .errors import DataError, ParameterError
 from .files import check_path
 from .pipeline import MAX_SIZE
@@ -87,7 +87,7 @@ def load_images(
     if source.startswith("folder:"):
         pixels = _folder(Path(source.removeprefix("folder:")), split, limit, fit, image_size)
     else:
-        every = read_cifar10(Path(data_path), train) if source == "cifar10" else _photos(split)
+        every = read_cifar10(data_path, train=train) if source == "cifar10" else _photos(split)
         pixels = every[_chosen(len(every), limit)] if limit else every
     return Images(pixels, source, split)
 
@@ -117,8 +117,8 @@ def check_source(data: str = "auto", data_path: str | Path = "data", **options) 
     if source.startswith("folder:"):
         for split in ("train", "test"):
             _split_folder(Path(source.removeprefix("folder:")), split)
-    if source == "cifar10" and not (Path(data_path) / CIFAR10_FOLDER).is_dir():
-        raise missing_cifar10(Path(data_path), "is not there")
+    if source == "cifar10":
+        check_cifar10(data_path)
 
 
 def _checked_source(

@@ -114,7 +114,9 @@ def test_every_kind_is_read_whatever_its_name(tmp_path, form, mode):
     path = tmp_path / "a.png"  # of another kind, mostly
     path.write_bytes(written(picture(mode), form))
     if mode in REFUSED:  # Pillow would make them black and white
-        assert refusal(lambda: decode_image(path)).startswith(f"{path}: expected 8 bits a channel, got Pillow's mode ")
+        assert refusal(lambda: decode_image(path)).startswith(
+            f"{path}: expected 8 bits per channel, got Pillow's mode "
+        )
     else:
         with Image.open(path) as image:
             wanted = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
@@ -239,7 +241,7 @@ def test_a_jpeg_that_goes_over_its_picture_again_and_again_is_refused(tmp_path, 
     if read:
         decode_image(path)
     else:
-        assert refusal(lambda: decode_image(path)) == f"{path}: a JPEG of more than 100 scans; save it anew"
+        assert refusal(lambda: decode_image(path)) == f"{path}: a JPEG of more than 100 scans; save it again with fewer"
 
 
 # transformnet infer

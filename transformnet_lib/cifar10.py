@@ -27,8 +27,8 @@ def check_cifar10(data_path: str | Path) -> None:
 def read_cifar10(data_path: str | Path, *, train: bool) -> Tensor:
     """CIFAR-10's training or test images as torchvision reads them, uint8 `(count, 3, 32, 32)`.
 
-    The md5 of every file is checked before one is unpickled. Raises DataError, saying how to get them, if they are not
-    there, or not as they should be.
+    The md5 of every file is checked before any is unpickled. Raises DataError, saying how to get them, if they are
+    missing or damaged.
     """
     from torchvision.datasets import CIFAR10  # here, since its import takes longer than any other and few need it
 

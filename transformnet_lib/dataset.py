@@ -15,18 +15,18 @@ TARGET_BATCH = 2048  # images a step when targets are computed; bounds the float
 
 
 def _absolute(source: str) -> str:
-    """A folder source by its absolute path, to be found from any working directory; others as they are."""
+    """A folder source with its absolute path, valid in any working directory; others as they are."""
     kind, _, path = source.partition(":")
     return f"{kind}:{Path(path).resolve()}" if kind == "folder" else source
 
 
 class CustomDataset(Dataset):
-    """Pairs of an image and what the pipeline makes of it, as the assignment gives them.
+    """Pairs of an image and the pipeline's output for it.
 
     `dataset[i]` is `(image, target)`: float32 in [0, 1], `(3, height, width)` and `(1, *pipeline.size)`. Images are
     held once, as uint8 (`dataset.images`). With `cache` the targets are computed once, in batches, and held as float32
-    (`dataset.targets`, 157 MB for 50,000); without, one by one when asked for. The other parameters are those of
-    `load_images`.
+    (`dataset.targets`, 157 MB for 50,000); without it each is computed when its pair is asked for. The other parameters
+    are those of `load_images`.
     """
 
     def __init__(
@@ -43,23 +43,23 @@ class CustomDataset(Dataset):
     ):
         if type(cache) is not bool:
             raise ParameterError(f"cache: expected True or False, got {cache!r}")
-        loaded = load_images(data, train=train, data_path=data_path, limit=limit, fit=fit, image_size=image_size)
-        # What was asked for, so that a run can load its other split
+        images = load_images(data, train=train, data_path=data_path, limit=limit, fit=fit, image_size=image_size)
+        # What was asked for, from which a run loads its other split
         self.request = {
-            "data": _absolute(loaded.source),
+            "data": _absolute(images.source),
             "data_path": str(data_path),
             "limit": limit,
             "fit": fit,
-            "image_size": loaded.pixels.shape[-1] if fit == "crop" else None,  # also where it was the first image's
+            "image_size": images.pixels.shape[-1] if fit == "crop" else None,  # also where it was the first image's
         }
-        self.source, self.split = loaded.source, loaded.split
-        self.images = loaded.pixels
+        self.source, self.split = images.source, images.split
+        self.images = images.pixels
         self.pipeline = pipeline or Pipeline()
         self.targets = self.compute_targets() if cache else None
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the images as they are now, so that a run notices if somebody changed them."""
+        """The sha256 of the images as they are now: a run notices if somebody changed them."""
         return Images(self.images, self.source, self.split).fingerprint
 
     def compute_targets(self) -> Tensor:
@@ -107,7 +107,7 @@ def _dtype(values: Tensor) -> str:
 
 
 def split_indices(count: int, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Shuffle range(count) with its own generator and part it into training and validation indices.
+    """Shuffle range(count) with its own generator and split it into training and validation indices.
 
     >>> [len(part) for part in split_indices(50_000)]
     [45000, 5000]

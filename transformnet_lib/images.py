@@ -34,10 +34,10 @@ PHOTO_REDUCTIONS = (2, 4, 8)  # a crop shows 64, 128 or 256 pixels of its photog
 PHOTO_MIN_RANGE = 64  # crops whose values span less than this, of 255, are near-constant and skipped
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-# Pillow's names of these. It tells a file's kind by its content, and would start Ghostscript for an EPS named .png.
+# Pillow's names for these. Pillow goes by a file's content, and would start Ghostscript for an EPS file named .png.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 2**26  # of one image file, 67 megapixels; more is refused before it is decoded
-MAX_SCANS = 100  # of a progressive JPEG, which usually has ten; each takes the time of a picture, and some bytes
+MAX_SCANS = 100  # of a progressive JPEG, which usually has ten; a scan of few bytes takes as long as a whole picture
 FITS = ("none", "crop")
 
 
@@ -46,7 +46,7 @@ class Images:
     """The images of one split: `pixels` uint8 `(count, 3, height, width)`, and what they are.
 
     `source` is the resolved name ("photos", "cifar10", "folder:PATH"); `fingerprint` is the sha256 of the shape and
-    the pixels, so that two runs can be told to have used the same images.
+    the pixels: two runs used the same images if theirs are equal.
     """
 
     pixels: Tensor
@@ -74,11 +74,11 @@ def load_images(
 ) -> Images:
     """Load one split of an image source.
 
-    `data` is "photos", "cifar10" (in `data_path`), "folder:PATH" or "auto": CIFAR-10 if it lies in `data_path`, else
-    photos. `limit` keeps the first so many images of a seeded permutation, the same for every run. With `fit="crop"`
+    `data` is "photos", "cifar10" (in `data_path`), "folder:PATH" or "auto": CIFAR-10 if it is in `data_path`, else
+    photos. `limit` keeps the first `limit` images of a seeded permutation, the same for every run. With `fit="crop"`
     the images of a folder are centre-cropped and resized to `image_size` pixels a side (default: the shorter side of
-    the split's first; a run's test images take the size of its training images).
-    Raises DataError for images that are missing or not usable, ParameterError for a parameter that is not.
+    the split's first image; a run's test images take the size of its training images).
+    Raises DataError if images are missing or unusable, ParameterError if a parameter is.
     """
     if type(train) is not bool:
         raise ParameterError(f"train: expected True or False, got {train!r}")
@@ -87,13 +87,13 @@ def load_images(
     if source.startswith("folder:"):
         pixels = _folder(Path(source.removeprefix("folder:")), split, limit, fit, image_size)
     else:
-        every = read_cifar10(data_path, train=train) if source == "cifar10" else _photos(split)
-        pixels = every[_chosen(len(every), limit)] if limit else every
+        pixels = read_cifar10(data_path, train=train) if source == "cifar10" else _photos(split)
+        pixels = pixels[_kept_indices(len(pixels), limit)] if limit else pixels
     return Images(pixels, source, split)
 
 
 def resolve_source(data: str, data_path: str | Path = "data") -> str:
-    """Return `data` with "auto" decided: "cifar10" if it lies in `data_path`, else "photos"."""
+    """Return `data` with "auto" decided: "cifar10" if it is in `data_path`, else "photos"."""
     if not isinstance(data_path, str | Path):
         raise ParameterError(f"data_path: expected the path of a folder, got {data_path!r}")
     check_path("data_path", data_path)
@@ -112,7 +112,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def check_source(data: str = "auto", data_path: str | Path = "data", **options) -> None:
-    """Raise what `load_images` would of its parameters and of splits that are not there, without reading an image."""
+    """Raise what `load_images` would raise for its parameters and for missing splits, without reading an image."""
     source = _checked_source(data, data_path, **options)
     if source.startswith("folder:"):
         for split in ("train", "test"):
@@ -124,7 +124,7 @@ def check_source(data: str = "auto", data_path: str | Path = "data", **options) 
 def _checked_source(
     data: str, data_path: str | Path, *, limit: int | None = None, fit: str = "none", image_size: int | None = None
 ) -> str:
-    """The source as `resolve_source` gives it, if the parameters fit it and each other."""
+    """The source as `resolve_source` gives it; ParameterError unless the parameters fit it and each other."""
     check_limit(limit)
     if image_size is not None and not (type(image_size) is int and 1 <= image_size <= MAX_SIZE):
         raise ParameterError(f"image_size: expected a whole number from 1 to {MAX_SIZE}, or none, got {image_size!r}")
@@ -141,18 +141,18 @@ def _checked_source(
 def _split_folder(root: Path, split: str) -> Path:
     """The folder of one split; DataError if it is not there, or not below `root`."""
     if not (root / split).is_dir():
-        missing = f"has no folder {split}/" if root.is_dir() else "is not a folder"
-        raise DataError(f"folder:{root}: {root} {missing}; expected {root}/train/ and {root}/test/ with images in them")
+        problem = f"has no folder {split}/" if root.is_dir() else "is not a folder"
+        raise DataError(f"folder:{root}: {root} {problem}; expected {root}/train/ and {root}/test/ with images in them")
     _refuse_if_outside(root / split, root.resolve())
     return root / split
 
 
 def image_files(folder: Path, root: Path | None = None) -> Iterator[Path]:
-    """The image files below `folder`, in a fixed order, without holding more names than one directory has.
+    """The image files below `folder`, in a fixed order; never holds more names than one directory has.
 
-    Files count by the ends of their names (`IMAGE_SUFFIXES`). A link to a file is followed if it stays below `root`
-    (default: `folder`). DataError for one that does not, for a link to a folder, for an image that is no file (a pipe,
-    a device, a link to nothing) and for a folder that cannot be read: nothing is left out in silence.
+    Image files are those whose names end in one of `IMAGE_SUFFIXES`. A link to a file is followed if it stays below
+    `root` (default: `folder`). DataError for a link that does not, a link to a folder, a pipe or device named like an
+    image, and a folder that cannot be read: nothing is left out silently.
     """
     inside = (root or folder).resolve()
     for parent, directories, names in os.walk(folder, onerror=_refuse_unreadable):
@@ -183,7 +183,7 @@ def _refuse_unreadable(error: OSError) -> None:
     raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-def _chosen(count: int, limit: int | None) -> np.ndarray:
+def _kept_indices(count: int, limit: int | None) -> np.ndarray:
     """Indices of the images kept: all, or the first `limit` of a seeded permutation."""
     return np.arange(count) if limit is None else np.random.RandomState(0).permutation(count)[:limit]
 
@@ -209,11 +209,11 @@ def _photos(split: str) -> Tensor:
             windows.append(view[::step, ::step])
         counts = [view.shape[0] * view.shape[1] for view in windows]
         quota = PHOTO_COUNT[split] * (i + 1) // len(names) - PHOTO_COUNT[split] * i // len(names)
-        chosen = rng.permutation(sum(counts))[: 3 * quota // 2]  # a few of which will be near-constant
-        level = np.searchsorted(np.cumsum(counts), chosen, side="right")
-        candidates = np.empty((len(chosen), 3, PHOTO_SIDE, PHOTO_SIDE), np.uint8)
+        picks = rng.permutation(sum(counts))[: 3 * quota // 2]  # a few of which will be near-constant
+        level = np.searchsorted(np.cumsum(counts), picks, side="right")
+        candidates = np.empty((len(picks), 3, PHOTO_SIDE, PHOTO_SIDE), np.uint8)
         for k, view in enumerate(windows):
-            position = chosen[level == k] - sum(counts[:k])
+            position = picks[level == k] - sum(counts[:k])
             candidates[level == k] = view[np.unravel_index(position, view.shape[:2])]
         spans = np.ptp(candidates.reshape(len(candidates), -1), axis=1)
         crops.append(candidates[spans >= PHOTO_MIN_RANGE][:quota])
@@ -226,15 +226,15 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
     files = sorted(image_files(folder, root))
     if not files:
         raise DataError(f"folder:{root}: no images in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    files = [files[i] for i in _chosen(len(files), limit)]
+    files = [files[i] for i in _kept_indices(len(files), limit)]
     first = decode_image(files[0])
     side = image_size or min(first.shape[1:])
     shape = first.shape if fit == "none" else (3, side, side)
-    needed, free = len(files) * math.prod(shape), psutil.virtual_memory().available
-    if needed > free:
+    needed_bytes, free_bytes = len(files) * math.prod(shape), psutil.virtual_memory().available
+    if needed_bytes > free_bytes:
         raise DataError(
-            f"folder:{root}: {len(files):,} images of {shape[2]}×{shape[1]} pixels need {needed / 1e9:.1f} GB of "
-            f'memory, {free / 1e9:.1f} GB are free; use limit, or fit="crop" with a small image_size'
+            f"folder:{root}: {len(files):,} images of {shape[2]}×{shape[1]} pixels need {needed_bytes / 1e9:.1f} GB of "
+            f'memory, {free_bytes / 1e9:.1f} GB are free; use limit, or fit="crop" with a small image_size'
         )
     pixels = np.empty((len(files), *shape), np.uint8)
 
@@ -256,23 +256,23 @@ def _folder(root: Path, split: str, limit: int | None, fit: str, image_size: int
 def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
     """Read one image file as uint8 RGB `(3, height, width)`, centre-cropped and resized to `crop_to` if given.
 
-    What a file is, its content says, not its name. Grey, palette, CMYK and YCbCr become RGB; alpha is dropped, the
-    colours under it stay; of an animation or several pages the first counts; 16-bit colours are brought to 8 bits; the
-    orientation in EXIF is not applied. DataError, naming the file, for 16-bit and float grey without alpha, for more
-    than `MAX_PIXELS` or `MAX_SCANS` (before anything is decoded), for a kind that is none of `IMAGE_FORMATS` and for
-    what is damaged.
+    The format is known from the content, not from the name. Grey, palette, CMYK and YCbCr images become RGB; alpha is
+    dropped and the colours under it stay; of an animation or several pages the first is taken; 16-bit colours are
+    reduced to 8 bits; the orientation in EXIF is not applied. Raises DataError, naming the file, for 16-bit and float
+    grey without alpha, for more than `MAX_PIXELS` or `MAX_SCANS` (before anything is decoded), for a format other than
+    `IMAGE_FORMATS` and for a damaged file.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width}×{image.height} pixels are more than {MAX_PIXELS:,} in all")
             if image.format in ("JPEG", "MPO") and _scans(image) > MAX_SCANS:
-                raise DataError(f"{path}: a JPEG of more than {MAX_SCANS} scans; save it anew")
+                raise DataError(f"{path}: a JPEG of more than {MAX_SCANS} scans; save it again with fewer")
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to black and white
-                raise DataError(f"{path}: expected 8 bits a channel, got Pillow's mode {image.mode}; save it with 8")
+                raise DataError(f"{path}: expected 8 bits per channel, got Pillow's mode {image.mode}; save it with 8")
             if image.format == "TIFF" and _misread(image):
                 raise DataError(
-                    f"{path}: a TIFF of a kind that Pillow misreads; save it with unsigned 8 bits a channel"
+                    f"{path}: a TIFF of a kind that Pillow misreads; save it with unsigned 8 bits per channel"
                 )
             image.info.pop("transparency", None)  # of a palette; Pillow would warn that RGB drops it
             rgb = image.convert("RGB")
@@ -288,12 +288,12 @@ def decode_image(path: Path, crop_to: int | None = None) -> np.ndarray:
 
 
 def _misread(image: TiffImageFile) -> bool:
-    """Whether a TIFF holds signed samples, or 16-bit ones in planes: Pillow takes both for others, without a word."""
+    """Whether a TIFF holds signed samples, or 16-bit ones in planes: Pillow silently misreads both."""
     signed, planes = (image.tag_v2.get(tag) for tag in (SAMPLEFORMAT, PLANAR_CONFIGURATION))
     return 2 in (signed or ()) or (planes == 2 and max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8)
 
 
 def _scans(image: Image.Image) -> int:
-    """How many times a JPEG goes over its picture; each scan begins with a marker that no compressed data can hold."""
+    """How many scans a JPEG has; each begins with a marker that no compressed data can contain."""
     image.fp.seek(0)
     return sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: image.fp.read(2**20), b""))

@@ -11,11 +11,14 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from PIL import Image
 from soak import heed_signals
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, train
 from transformnet_lib.comparison import compare_run
+from transformnet_lib.errors import DataError
 from transformnet_lib.timing import benchmark_run
 
 BIN = Path(sys.executable).parent
@@ -65,6 +68,37 @@ def made(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]
     return folder
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random bytes; as `(height, width, 3)` an image in Pillow's order."""
+    return np.random.RandomState(seed).randint(0, 256, shape, np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def refusal(call, kind=DataError) -> str:
+    """The message with which `call` is refused: one line, that of an error of ours."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """An image folder of 7 PNG training images, 9×7 (height 9), in two classes and beside them, and a test image."""
+    names = ["b/x.png", "b/10.png", "a/y.PNG", "a/deep/z.png", "a-b/x.png", "last.png", "b/2.png"]
+    for i, name in enumerate(names):
+        save(tmp_path / "train" / name, noise(9, 7, 3, seed=i))
+    save(tmp_path / "test" / "t" / "1.png", noise(9, 7, 3, seed=99))
+    (tmp_path / "train" / "notes.txt").write_text("not an image")
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
+from refresh import normalise
 from tensorboard import manager
+from transformnet_lib.prepared import Prepared
 from transformnet_lib.runs import Run, reference_run
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TrainConfig, TransformNet, train
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.display import WIDGET, show_figure, show_live_figure, show_table, show_text
 from transformnet_lib.explore import (
     Landscape,
@@ -29,8 +31,6 @@ from transformnet_lib.explore import (
 from transformnet_lib.figures import error_colours, png
 from transformnet_lib.findings.text import scientific
 from transformnet_lib.pipeline import to_float
-from transformnet_lib.prepared import Prepared
-from transformnet_lib.refresh import normalise
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 

@@ -16,8 +16,8 @@ from transformnet_lib.study import study_run
 
 from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, load_dataset, load_model, train
 from transformnet_lib.comparison import compare_run
-from transformnet_lib.data import decode_image
 from transformnet_lib.errors import DataError, ParameterError
+from transformnet_lib.images import decode_image
 from transformnet_lib.inference import export_onnx, image_files, infer_folder
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.timing import benchmark_run

@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -64,3 +65,12 @@ def test_reliability_names_only_tests_that_exist():
     tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named and {name for name in named if f"def {name}(" not in tests} == set()
+
+
+def test_export_imports_nothing_of_the_rest_of_the_library():
+    for file in (ROOT / "transformnet_lib/export").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2 and not (node.module or "").startswith("transformnet_lib"), file.name
+            elif isinstance(node, ast.Import):
+                assert not any(name.name.startswith("transformnet_lib") for name in node.names), file.name

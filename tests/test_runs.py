@@ -982,7 +982,7 @@ def test_a_copied_run_is_the_same_run(made, tmp_path):
 def test_images_are_described_as_the_record_wants_them(tmp_path):
     from PIL import Image
 
-    from transformnet_lib.data import CustomDataset
+    from transformnet_lib.dataset import CustomDataset
 
     (tmp_path / "train").mkdir()
     Image.new("RGB", (7, 9)).save(tmp_path / "train" / "a.png")

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, TrainConfig, least_squares, train
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.errors import DataError, ParameterError
-from transformnet_lib.model import TransformNet
-from transformnet_lib.pipeline import to_float
+from transformnet_lib.pipeline import Pipeline, to_float
 from transformnet_lib.seeds import SEED_COLUMNS, study_seeds
 
 COLUMNS = [name for name in SEED_COLUMNS if name != "seconds"]
@@ -32,8 +31,7 @@ def test_least_squares_equals_a_plain_solver_on_targets_that_no_weights_give(tra
     found = least_squares(noisy, seed=5)
 
     train_indices, val_indices = split_indices(600, seed=5)
-    model = TransformNet()
-    x = model.flip(model.resize(to_float(noisy.images))).transpose(0, 1).flatten(2).double().numpy()
+    x = Pipeline().flip(Pipeline().resize(to_float(noisy.images))).transpose(0, 1).flatten(2).double().numpy()
     y = noisy.targets.flatten(1).double().numpy()
     columns, wanted = x[:, train_indices].reshape(3, -1).T, y[train_indices].ravel()
     weights, _, _, singular = np.linalg.lstsq(columns, wanted)

@@ -10,13 +10,13 @@ import torch
 from fake_cuda import fake_cuda
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import BatchSampler, DataLoader
-
-from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, Run, TrainConfig, train
-from transformnet_lib.data import split_indices
-from transformnet_lib.errors import DataError, ParameterError, RunError, TrainingError
-from transformnet_lib.model import seeded_model
 from transformnet_lib.optimum import least_squares_of
 from transformnet_lib.prepared import Prepared
+
+from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, Run, TrainConfig, train
+from transformnet_lib.dataset import split_indices
+from transformnet_lib.errors import DataError, ParameterError, RunError, TrainingError
+from transformnet_lib.model import seeded_model
 from transformnet_lib.training import Trainer, finish, load_config, load_dataset, load_model, load_training
 
 
@@ -85,7 +85,7 @@ class PlainWhitened(torch.nn.Module):
 
     def forward(self, images):
         weights = (self.basis @ self.v).float().view(1, 3, 1, 1)
-        return self.model.flip(torch.nn.functional.conv2d(self.model.resize(images), weights))
+        return self.model.pipeline.flip(torch.nn.functional.conv2d(self.model.pipeline.resize(images), weights))
 
 
 @pytest.mark.parametrize("preset", ["paper", "precise"])
@@ -98,7 +98,7 @@ def test_losses_equal_a_plain_dataloader_loop_over_the_module(preset, train_set)
     model = seeded_model(config.seed)
     if preset == "precise":
         every, _ = next(iter(DataLoader(train_set, sampler=indices.tolist(), batch_size=len(indices))))
-        colours = model.resize(every).transpose(0, 1).reshape(3, -1).double()
+        colours = model.pipeline.resize(every).transpose(0, 1).reshape(3, -1).double()
         model = PlainWhitened(model, colours @ colours.mT / colours.shape[1])
     trained = [model.v if preset == "precise" else model.mix.weight]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from .errors import Interrupted, TransformnetError, one_line
+from .export.errors import ExportError
 
 app = typer.Typer(
     help="Train TransformNet, compare it with the pipeline it replaces, time both, and make the report.",
@@ -300,7 +301,7 @@ def cifar10(
     data_path: folder_option("The folder to put it in.") = Path("data"),
 ) -> None:
     """Download CIFAR-10 (170 MB; its host is slow, allow an hour), check its hash and unpack it."""
-    from .data import download_cifar10
+    from .cifar10 import download_cifar10
 
     typer.echo(f"CIFAR-10 is in {download_cifar10(data_path)}")
 
@@ -340,7 +341,7 @@ def main() -> None:
         if received:  # typer's line about it, or ours, could not be written: the terminal is closed
             _leave("interrupted", 128 + received)
         raise
-    except TransformnetError as error:
+    except (TransformnetError, ExportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 

@@ -24,12 +24,12 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
 
 from . import errors
-from .data import check_source
 from .display import NUMBERS
-from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
-from .export import HTMLReportExporter, PDFReportExporter
+from .errors import Interrupted, NotebookError, ParameterError, RunError
+from .export import ExportError, HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_together
 from .findings.text import listed
+from .images import check_source
 from .machine import available_devices, resolve_device
 from .run import is_complete, is_current, is_marked, mark_for_remaking, read_run, read_runs
 from .timing import check_sweep

@@ -31,7 +31,7 @@ import torch
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from .comparison import EXAMPLE_ARRAYS
-from .data import CustomDataset
+from .dataset import CustomDataset
 from .errors import ParameterError, RunError, one_line
 from .files import check_path, drop_leftovers, locked, read_file, write_atomic
 from .libraries import LIBRARY_COLUMNS

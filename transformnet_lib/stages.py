@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .comparison import check_indices, compare
-from .data import CustomDataset, check_pairs, split_indices
+from .dataset import CustomDataset, check_pairs, split_indices
 from .errors import DataError, Interrupted, ParameterError, RunError
 from .libraries import LIBRARY_COLUMNS, study_libraries
 from .machine import resolve_device

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from .data import BatchIndices, batch_loader
+from .dataset import BatchIndices, batch_loader
 from .errors import ParameterError
 from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet

@@ -90,7 +90,8 @@ class FoldedTransformNet(nn.Module):
         self.kept = {}
 
     def axis_matrix(self, size: int, axis: int, device: torch.device) -> Tensor:
-        """The pipeline's `axis_matrix` `(pipeline.size[axis], size)` in the weights' dtype; no CPU resizes in half precision."""
+        """The pipeline's `axis_matrix` `(pipeline.size[axis], size)` in the weights' dtype."""
+        # No CPU resizes in half precision
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         return self.pipeline.axis_matrix(size, axis, dtype=dtype, device=device).to(self.weights.dtype)
 

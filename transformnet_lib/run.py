@@ -39,6 +39,7 @@ from .machine import environment, git_commit
 from .model import TransformNet
 from .normal_equations import LeastSquares
 from .pipeline import Pipeline
+from .resources import REFERENCE
 from .seeds import SEED_COLUMNS
 from .sizes import SIZE_COLUMNS
 from .timing import BENCHMARK_COLUMNS
@@ -46,7 +47,6 @@ from .training import HISTORY_COLUMNS, TrainConfig
 
 FORMAT = 3  # of the run directory; raised when a reader of the old one would go wrong
 STAGES = ("train", "compare", "benchmark", "study")  # each builds on the training
-REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs that are shipped with the project
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked
 MAX_TEXT_BYTES = 2**24  # 16 MiB, of JSON and CSV, which grow when they are parsed

@@ -1,4 +1,4 @@
-"""Shared fixtures: a small real run, made once a session, and closed figures."""
+"""Shared fixtures: a small real run and a report as the command makes it, each made once a session; closed figures."""
 
 import os
 import subprocess
@@ -11,15 +11,15 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import torch
 from PIL import Image
 from soak import heed_signals
 
-from transformnet_lib import CustomDataset, Run, TrainConfig, train
-from transformnet_lib.comparison import compare_run
+from transformnet_lib import CustomDataset, Run, TrainConfig, benchmark_stage, compare_stage, train_stage
 from transformnet_lib.errors import DataError
-from transformnet_lib.timing import benchmark_run
+from transformnet_lib.report import NOTEBOOKS
 
 BIN = Path(sys.executable).parent
 
@@ -39,13 +39,20 @@ def test_set() -> CustomDataset:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, train_set, test_set) -> Run:
-    """A run with the preset `precise` and all stages; tests only read it."""
-    run = Run(tmp_path_factory.mktemp("runs") / "small")
-    train(train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32), run=run)
-    compare_run(run, test_set)
+    """A run with the preset `precise` and the stages train, compare and benchmark; tests only read it."""
+    path = tmp_path_factory.mktemp("runs") / "small"
+    train_stage(path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
+    compare_stage(path, test_set)
     sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
-    benchmark_run(run, test_set, devices=["cpu", "cuda"], **sweep)
-    return run
+    return benchmark_stage(path, test_set, devices=["cpu", "cuda"], **sweep)
+
+
+def altered(run: Run, *, label: str = "", **stages: dict | None) -> Run:
+    """`run` as if its stages held other facts, or were not made: `altered(run, compare={"test_mse": 0.3})`."""
+    changed = {"label": label or run.label}
+    for name, facts in stages.items():
+        changed[name] = None if facts is None else getattr(run, name).model_copy(update=facts)
+    return run.model_copy(update=changed)
 
 
 def command(*arguments, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
@@ -53,6 +60,17 @@ def command(*arguments, cwd: Path, **variables: str) -> subprocess.CompletedProc
     program, *rest = map(str, arguments)
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+def run_cells(name: str, **parameters) -> dict:
+    """Run the code cells of a notebook here, without a kernel, up to the first error; gives its variables."""
+    names = {"__name__": "__main__"}
+    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= parameters
+    return names
 
 
 @pytest.fixture(scope="session")

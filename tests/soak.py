@@ -28,7 +28,7 @@ from PIL import Image
 from transformnet_lib.runs import HISTORY_COLUMNS
 
 from transformnet_lib import CustomDataset, Run
-from transformnet_lib.peers import PEER_COLUMNS
+from transformnet_lib.libraries import LIBRARY_COLUMNS
 from transformnet_lib.report import check_executed
 from transformnet_lib.seeds import SEED_COLUMNS
 from transformnet_lib.sizes import SIZE_COLUMNS
@@ -50,7 +50,7 @@ TABLES = {
     "history.csv": HISTORY_COLUMNS,
     "benchmark.csv": BENCHMARK_COLUMNS,
     "seeds.csv": SEED_COLUMNS,
-    "peers.csv": PEER_COLUMNS,
+    "libraries.csv": LIBRARY_COLUMNS,
     "sizes.csv": SIZE_COLUMNS,
 }
 TIMES = {  # the columns that hold times or follow from them, and what the machine was doing

@@ -26,7 +26,7 @@ from transformnet_lib.findings import abstract, learning, provenance, speed, stu
 from transformnet_lib.findings.claims import claims_table
 from transformnet_lib.findings.numbers import report_numbers
 from transformnet_lib.findings.places import places
-from transformnet_lib.peers import PEER_COLUMNS
+from transformnet_lib.libraries import LIBRARY_COLUMNS
 from transformnet_lib.seeds import SEED_COLUMNS
 from transformnet_lib.sizes import SIZE_COLUMNS
 from transformnet_lib.timing import BENCHMARK_COLUMNS, load_benchmark, spread
@@ -41,7 +41,7 @@ READERS = {
     "examples.npz": Run.examples,
     "benchmark.csv": load_benchmark,
     "seeds.csv": load_study,
-    "peers.csv": load_study,
+    "libraries.csv": load_study,
     "sizes.csv": load_study,
 }
 TEN_GB = 10**10
@@ -72,7 +72,7 @@ def original(run, train_set, tmp_path_factory) -> Path:
     asked = {"seeds": [0], "presets": ["paper"], "sizes": [100], "repeats": 3}
     with copy.stage("study", asked, images=describe_images(train_set), device=torch.device("cpu")) as results:
         copy.write("seeds.csv", table(SEED_COLUMNS, seed_row()))
-        copy.write("peers.csv", table(PEER_COLUMNS, timed()))
+        copy.write("libraries.csv", table(LIBRARY_COLUMNS, timed()))
         copy.write("sizes.csv", table(SIZE_COLUMNS, timed()))
         results["test_images"] = describe_images(train_set)
     return path
@@ -126,7 +126,11 @@ def show_all(run: Run) -> None:
     for group in table1.table1_groups(timed):
         table1.table1(group), table1.table1_caption(group, [run])
     studies.seeds_table(study["seeds"]), studies.seeds_text(study["seeds"])
-    studies.peers_table(study["peers"]), studies.peers_text(study["peers"]), studies.sizes_text(study["sizes"])
+    (
+        studies.libraries_table(study["libraries"]),
+        studies.libraries_text(study["libraries"]),
+        studies.sizes_text(study["sizes"]),
+    )
     studies.sizes_table(study["sizes"])
     learning.example_caption([run], 0)
 
@@ -793,22 +797,22 @@ def test_a_benchmark_of_parameters_that_cannot_be_is_refused(stranger, name, val
         ("seeds.csv", seed_row(weight_error=-1), "weight_error"),
         ("seeds.csv", seed_row(dead="no"), "dead: expected True or False"),
         ("seeds.csv", seed_row(seed=1), "lacks 1 rows"),
-        ("peers.csv", timed(repeats=4), "row 1: repeats: 4, but raw_seconds give 3"),
-        ("peers.csv", timed(speedup=""), "row 1: expected seconds, images and speed-up above 0"),
-        ("peers.csv", timed(max_difference=-1), "row 1: max_difference: expected a number from 0"),
-        ("peers.csv", timed(device="tpu"), "row 1: device: expected cpu"),
+        ("libraries.csv", timed(repeats=4), "row 1: repeats: 4, but raw_seconds give 3"),
+        ("libraries.csv", timed(speedup=""), "row 1: expected seconds, images and speed-up above 0"),
+        ("libraries.csv", timed(max_difference=-1), "row 1: max_difference: expected a number from 0"),
+        ("libraries.csv", timed(device="tpu"), "row 1: device: expected cpu"),
         ("sizes.csv", timed(images=0), "row 1: expected seconds, images and speed-up above 0"),
         ("sizes.csv", timed(q3=0.1), "row 1: q3: 0.1, but raw_seconds give"),
         ("sizes.csv", {"device": "cpu", "images": 9, "repeats": 0, "reason": "none"}, "has no time at all"),
     ],
 )  # fmt: skip
 def test_a_study_that_could_not_have_been_is_refused(stranger, name, row, told):
-    columns = {"seeds.csv": SEED_COLUMNS, "peers.csv": PEER_COLUMNS, "sizes.csv": SIZE_COLUMNS}[name]
+    columns = {"seeds.csv": SEED_COLUMNS, "libraries.csv": LIBRARY_COLUMNS, "sizes.csv": SIZE_COLUMNS}[name]
     (stranger.path / name).write_bytes(table(columns, row))
     assert told in refusal(stranger, name)
 
 
-@pytest.mark.parametrize("name", ["seeds.csv", "peers.csv", "sizes.csv"])
+@pytest.mark.parametrize("name", ["seeds.csv", "libraries.csv", "sizes.csv"])
 def test_a_study_with_a_row_twice_is_refused(stranger, name):
     header, row = (stranger.path / name).read_text().splitlines()
     (stranger.path / name).write_text("\n".join([header, row, row]) + "\n")

@@ -101,7 +101,7 @@ def test_model_folded_infer_and_onnx_agree_with_the_pipeline(own, own_run, tmp_p
 def test_the_study_takes_the_geometry_too(own_run):
     sets = [load_dataset(own_run, train=split) for split in (True, False)]
     study = study_run(own_run, *sets, seeds=1, sizes=[50], repeats=1)
-    ours = study["peers"].set_index("name")["max_difference"]
+    ours = study["libraries"].set_index("name")["max_difference"]
     assert ours["torchvision v2, batches"] < 1e-3
     assert ours["TransformNet, the fast way"] < 0.5
     assert ours["Pillow, image by image"] < 3  # grey levels: it would be over 100 if it flipped

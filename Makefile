@@ -57,7 +57,7 @@ soak: install
 	$(BIN)/python tests/soak.py
 
 notebooks: install
-	$(BIN)/python -m transformnet_lib.refresh
+	$(BIN)/python tests/refresh.py
 
 # By itself JupyterLab asks PyPI for a newer version, GitHub for news, and PyPI for extensions.
 LAB_OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None \

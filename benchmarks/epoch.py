@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from transformnet_lib import CustomDataset, TrainConfig, train
-from transformnet_lib.data import load_images, split_indices
+from transformnet_lib.dataset import split_indices
+from transformnet_lib.images import load_images
 from transformnet_lib.machine import environment, resolve_device, synchronize
 from transformnet_lib.model import seeded_model
 from transformnet_lib.pipeline import to_float

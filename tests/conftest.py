@@ -1,4 +1,4 @@
-"""Shared fixtures: a small real run, made once a session, and closed figures."""
+"""Shared fixtures: a small real run and a report as the command makes it, each made once a session; closed figures."""
 
 import os
 import subprocess
@@ -11,10 +11,15 @@ import pytest
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
 import torch
+from PIL import Image
 from soak import heed_signals
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, benchmark_stage, compare_stage, read_run, train_stage
+from transformnet_lib.errors import DataError
+from transformnet_lib.report import NOTEBOOKS
 
 BIN = Path(sys.executable).parent
 
@@ -34,7 +39,7 @@ def test_set() -> CustomDataset:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, train_set, test_set) -> Run:
-    """A run with the preset `precise` and all stages but `study`; tests only read it."""
+    """A run with the preset `precise` and the stages train, compare and benchmark; tests only read it."""
     path = tmp_path_factory.mktemp("runs") / "small"
     train_stage(path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
     compare_stage(path, test_set)
@@ -43,11 +48,30 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
     return read_run(path)
 
 
+def altered(run: Run, *, label: str = "", **stages: dict | None) -> Run:
+    """`run` as if its stages held other facts, or were not made: `altered(run, compare={"test_mse": 0.3})`."""
+    changed = {"label": label or run.label}
+    for name, facts in stages.items():
+        changed[name] = None if facts is None else getattr(run, name).model_copy(update=facts)
+    return run.model_copy(update=changed)
+
+
 def command(*arguments, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
     """Run one of the environment's commands in `cwd`; OpenMP kept to one thread, since tests may share the cores."""
     program, *rest = map(str, arguments)
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+def run_cells(name: str, **parameters) -> dict:
+    """Run the code cells of a notebook here, without a kernel, up to the first error; gives its variables."""
+    names = {"__name__": "__main__"}
+    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= parameters
+    return names
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +87,37 @@ def made(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]
     return folder
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random bytes; as `(height, width, 3)` an image in Pillow's order."""
+    return np.random.RandomState(seed).randint(0, 256, shape, np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def refusal(call, kind=DataError) -> str:
+    """The message with which `call` is refused: one line, that of an error of ours."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """An image folder of 7 PNG training images, 9×7 (height 9), in two classes and beside them, and a test image."""
+    names = ["b/x.png", "b/10.png", "a/y.PNG", "a/deep/z.png", "a-b/x.png", "last.png", "b/2.png"]
+    for i, name in enumerate(names):
+        save(tmp_path / "train" / name, noise(9, 7, 3, seed=i))
+    save(tmp_path / "test" / "t" / "1.png", noise(9, 7, 3, seed=99))
+    (tmp_path / "train" / "notes.txt").write_text("not an image")
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

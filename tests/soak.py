@@ -28,11 +28,11 @@ from PIL import Image
 
 from transformnet_lib import CustomDataset, Run
 from transformnet_lib.libraries import LIBRARY_COLUMNS
-from transformnet_lib.training import HISTORY_COLUMNS
 from transformnet_lib.report import check_executed
 from transformnet_lib.seeds import SEED_COLUMNS
 from transformnet_lib.sizes import SIZE_COLUMNS
 from transformnet_lib.timing import BENCHMARK_COLUMNS
+from transformnet_lib.training import HISTORY_COLUMNS
 
 RUN = "r"  # the run directory, in the folder where the commands are given
 COMMANDS = {  # in the order in which they build on each other

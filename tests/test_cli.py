@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from transformnet_lib import cli, report, runs
 from transformnet_lib.errors import Interrupted, TransformnetError
+from transformnet_lib.export import ExportError
 from transformnet_lib.report import NOTEBOOKS
 
 COMMAND = Path(sys.executable).parent / "transformnet"
@@ -96,7 +97,7 @@ def test_bad_input_is_one_line_and_a_status_other_than_0(tmp_path, monkeypatch, 
     assert not (tmp_path / "r" / "run.json").exists()
 
 
-@pytest.mark.parametrize("form", [TransformnetError, Interrupted])
+@pytest.mark.parametrize("form", [TransformnetError, ExportError, Interrupted])
 def test_what_a_message_quotes_cannot_break_its_line_or_obey_the_terminal(monkeypatch, capsys, form):
     def refuse():
         raise form("a\nb\x1b[2J.png: not a readable image\r\n")
@@ -105,7 +106,7 @@ def test_what_a_message_quotes_cannot_break_its_line_or_obey_the_terminal(monkey
     monkeypatch.setattr(cli.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == (1 if form is TransformnetError else 130)
+    assert ended.value.code == (130 if form is Interrupted else 1)
     assert capsys.readouterr().err.strip().removeprefix("error: ") == "a b\ufffd[2J.png: not a readable image"
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from transformnet_lib import TransformNet
-from transformnet_lib.comparison import compare, compare_run, metrics, metrics_table
+from transformnet_lib.comparison import compare, metrics
 from transformnet_lib.errors import ParameterError
 from transformnet_lib.figures import error_scale
 
@@ -46,13 +46,6 @@ def test_examples_are_the_images_asked_for(test_set):
 def test_indices_that_are_no_test_images_are_refused(test_set, indices):
     with pytest.raises(ParameterError, match="indices: expected a list of whole numbers from 0 to 599"):
         compare(TransformNet(), test_set, indices)
-
-
-def test_the_stage_is_read_back(run, test_set):
-    examples = compare_run(run, test_set)
-    assert examples["indices"].tolist() == [0, 120, 240, 360, 480]  # none asked for: spread over all 600
-    assert metrics_table(examples)["mse"].max() < 1e-10
-    assert run.stage_info("compare")["results"]["test_mse"] < 1e-10
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(0.034, 0.04), (0.05, 0.05), (1e-8, 1e-8), (0.91, 1.0), (0.0, 1.0)])

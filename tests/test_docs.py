@@ -90,7 +90,7 @@ def test_a_notebooks_page_names_its_parameters(page):
 def folder(tmp_path_factory, run) -> Path:
     """What the snippets expect to find: a trained run, a folder of images, results of infer and export."""
     folder = tmp_path_factory.mktemp("docs")
-    shutil.copytree(run.path, folder / "runs/cpu-precise")
+    shutil.copytree(run.path, folder / "runs/precise-cpu")
     pixels = np.random.RandomState(0).randint(0, 256, (150, 32, 32, 3), np.uint8)
     for i, picture in enumerate(pixels):
         (folder / f"images/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)

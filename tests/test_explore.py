@@ -8,11 +8,20 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
+from refresh import normalise
 from tensorboard import manager
-from transformnet_lib.runs import Run, reference_run
 
-from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TrainConfig, TransformNet, train
-from transformnet_lib.data import split_indices
+from transformnet_lib import (
+    GRAY_WEIGHTS,
+    CustomDataset,
+    Pipeline,
+    TrainConfig,
+    TransformNet,
+    read_run,
+    train,
+    train_stage,
+)
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.display import WIDGET, show_figure, show_live_figure, show_table, show_text
 from transformnet_lib.explore import (
     Landscape,
@@ -29,8 +38,8 @@ from transformnet_lib.explore import (
 from transformnet_lib.figures import error_colours, png
 from transformnet_lib.findings.text import scientific
 from transformnet_lib.pipeline import to_float
-from transformnet_lib.prepared import Prepared
-from transformnet_lib.refresh import normalise
+from transformnet_lib.resized import ResizedImages
+from transformnet_lib.run import reference_run
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 
@@ -136,13 +145,13 @@ def test_an_uploaded_image_is_shown_and_another_file_refused_in_one_line(test_se
 
 
 def test_the_landscape_is_the_loss_without_the_clamp(train_set):
-    prepared = Prepared(train_set, torch.device("cpu"))
+    resized = ResizedImages(train_set, torch.device("cpu"))
     train_indices, _ = split_indices(len(train_set))
-    landscape = Landscape.of(prepared.moments(train_indices))
+    landscape = Landscape.of(resized.moments(train_indices))
     np.testing.assert_allclose(landscape.optimum, GRAY_WEIGHTS, atol=1e-6)
     assert list(landscape.curvatures) == sorted(landscape.curvatures)
-    colours = prepared.inputs[:, train_indices].flatten(1).double().numpy()
-    targets = prepared.targets[train_indices].flatten().double().numpy()
+    colours = resized.inputs[:, train_indices].flatten(1).double().numpy()
+    targets = resized.targets[train_indices].flatten().double().numpy()
     for weights in np.random.default_rng(0).uniform(-1, 1, (5, 3)):
         loss = np.mean((weights @ colours - targets) ** 2)
         assert np.sum(landscape.curvatures * landscape.along([weights]) ** 2) == pytest.approx(loss, rel=1e-6)
@@ -161,11 +170,11 @@ def test_a_recorded_training_is_the_training_with_its_weights_after_each_step(tr
 
 
 def test_another_seed_draws_another_landscape(train_set):
-    prepared = Prepared(train_set, torch.device("cpu"))
-    landscape = Landscape.of(prepared.moments(split_indices(len(train_set))[0]))
-    widget = landscape_explorer(train_set, prepared, landscape, seed=0, batch_size=64, epochs=2)
+    resized = ResizedImages(train_set, torch.device("cpu"))
+    landscape = Landscape.of(resized.moments(split_indices(len(train_set))[0]))
+    widget = landscape_explorer(train_set, resized, landscape, seed=0, batch_size=64, epochs=2)
     before = images_in(widget)
-    parts(widget)["seed"].value = 3  # a dead start, whose path has no length
+    parts(widget)["seed"].value = 3  # a start without gradient, whose path has no length
     assert images_in(widget) != before
 
 
@@ -173,13 +182,13 @@ def test_runs_are_listed_compared_and_refused_where_they_do_not_go_together(tmp_
     other = CustomDataset(data="photos", limit=600, pipeline=Pipeline(14))
     for name, images in (("a", train_set), ("small", other)):
         config = TrainConfig.from_preset("paper", device="cpu", epochs=1)
-        train(images, config, run=Run(tmp_path / "runs" / name))
+        train_stage(tmp_path / "runs" / name, images, config)
     (tmp_path / "runs" / "notes").mkdir()
-    chooser = RunChooser([reference_run()], str(tmp_path / "runs"))
-    assert [label for label, _ in chooser.choice.options] == ["cpu-small†", "a", "small"]
-    assert "cpu-small† (preset paper)" in chooser.text.value
+    chooser = RunChooser([read_run(reference_run())], str(tmp_path / "runs"))
+    assert [label for label, _ in chooser.choice.options] == ["paper-cpu-small†", "a", "small"]
+    assert "paper-cpu-small† (preset paper)" in chooser.text.value
     chooser.choice.value = (str(tmp_path / "runs/a"),)
-    assert "a (preset paper)" in chooser.text.value and "cpu-small" not in chooser.text.value
+    assert "a (preset paper)" in chooser.text.value and "paper-cpu-small" not in chooser.text.value
     before = chooser.picture.value
     chooser.choice.value = (str(tmp_path / "runs/a"), str(tmp_path / "runs/small"))
     assert "another pipeline" in chooser.text.value
@@ -199,7 +208,7 @@ def test_no_tensorboard_starts_before_the_button_is_pressed(tmp_path, monkeypatc
     parts(empty)["start TensorBoard"].click()  # events below it by now
     assert started == [["--logdir", str(tmp_path / "runs")], ["--logdir", str(tmp_path)]]
     parts(tensorboard_button(str(tmp_path / "none")))["start TensorBoard"].click()
-    assert started[2] == ["--logdir", str(reference_run().path.parent)]
+    assert started[2] == ["--logdir", str(reference_run().parent)]
 
 
 def test_a_widget_is_one_more_form_of_an_output_and_not_committed(capsys, monkeypatch):
@@ -207,8 +216,8 @@ def test_a_widget_is_one_more_form_of_an_output_and_not_committed(capsys, monkey
     monkeypatch.setattr("transformnet_lib.display.display", lambda bundle, **_: shown.append(bundle))
     widget = tensorboard_button("runs")
     show_text("*text*", widget=widget)
-    show_figure(runs_figure([reference_run()]), label="fig-a", caption="b", alt="c", widget=widget)
-    show_table(reference_run().history(), label="tab-a", caption="b", widget=widget)
+    show_figure(runs_figure([read_run(reference_run())]), label="fig-a", caption="b", alt="c", widget=widget)
+    show_table(read_run(reference_run()).train.history, label="tab-a", caption="b", widget=widget)
     with_widget = [bundle for bundle in shown if WIDGET in bundle]
     forms = ["text/markdown", "image/svg+xml", "text/html"]
     assert [form in bundle for form, bundle in zip(forms, with_widget, strict=True)] == [True] * 3
@@ -229,7 +238,7 @@ def test_a_live_figure_is_drawn_again_in_its_place(monkeypatch):
 
     shown = Shown()
     monkeypatch.setattr("transformnet_lib.display.display", lambda *_, **__: shown)
-    figure = runs_figure([reference_run()])
+    figure = runs_figure([read_run(reference_run())])
     redraw = show_live_figure(figure, label="fig-a", caption="b", alt="c")
     redraw()
     figure.axes[0].set_title("grown")

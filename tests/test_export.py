@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from transformnet_lib.errors import ExportError
-from transformnet_lib.export import HTMLReportExporter, PDFReportExporter
+from transformnet_lib.export import ExportError, HTMLReportExporter, PDFReportExporter
 from transformnet_lib.export.document import NUMBER, read, terminal
 from transformnet_lib.export.maths import literal, typst_maths
 

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from transformnet_lib import display as emitters
-from transformnet_lib.errors import ExportError
-from transformnet_lib.export import HTMLReportExporter, PDFReportExporter
+from transformnet_lib.export import ExportError, HTMLReportExporter, PDFReportExporter
 from transformnet_lib.export.document import NUMBER, clean, read, terminal
 from transformnet_lib.export.maths import typst_maths
 

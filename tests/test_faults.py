@@ -28,7 +28,8 @@ from soak import COMMANDS, RUN, STATUS, Soak, make_images
 from transformnet_lib.runs import reference_run
 
 from transformnet_lib import CustomDataset, Run, TrainConfig, cli, files, report, runs, train
-from transformnet_lib.errors import ExportError, Interrupted, NotebookError, RunError
+from transformnet_lib.errors import Interrupted, NotebookError, RunError
+from transformnet_lib.export import ExportError
 from transformnet_lib.files import locked
 from transformnet_lib.report import check_executed, export, forced_done, forced_over, make_report, make_runs, run_stage
 

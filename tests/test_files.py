@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from transformnet_lib import read_run
-from transformnet_lib.data import resolve_source
 from transformnet_lib.errors import ParameterError, RunError
 from transformnet_lib.files import PREFIX, SUFFIX, drop_leftovers, write_atomic, write_together
+from transformnet_lib.images import resolve_source
 
 
 @pytest.mark.parametrize("broken", ["os.replace", "os.fsync"])

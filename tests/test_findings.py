@@ -6,21 +6,20 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from conftest import altered
 
-from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, paper, train
-from transformnet_lib.comparison import compare_run
+from transformnet_lib import Pipeline, Run, TrainConfig, paper
 from transformnet_lib.findings import abstract, learning, numbers, places, provenance, speed, studies, table1
 from transformnet_lib.findings.claims import Claim, claims, claims_table
 from transformnet_lib.findings.places import Place
 from transformnet_lib.findings.text import code, code_block, escape
 from transformnet_lib.timing import BENCHMARK_COLUMNS, Setting, summarise
-from transformnet_lib.training import load_training
 
 SIZES = (16, 64, 256)
 BASE = 1.0  # seconds of the pipeline image by image
 
 
-def table(seconds_of, *, batched=0.1, devices=("cpu",), workers=None, spread=0.01, fast=None, steps=None, floor=None):
+def table(seconds_of, *, batched=0.1, devices=("cpu",), workers=None, spread=0.01, fast=None, steps=None, copy=None):
     """A benchmark over 1,024 images (no drop_last remainder); `seconds_of(batch_size, shuffle, drop_last)`.
 
     `fast` is like `seconds_of`, of the fast path; `steps` has the seconds of folded; both are left out unless given.
@@ -35,11 +34,11 @@ def table(seconds_of, *, batched=0.1, devices=("cpu",), workers=None, spread=0.0
     for size in SIZES:
         add(Setting("batched", "cpu", size), batched)
     for device in devices:
-        if floor:
-            add(Setting("floor", device, 1), floor)
-        for path, of_path in (("reference", seconds_of), ("fast", fast)):
-            for size, shuffle, drop_last in product(SIZES, (True, False), (True, False)) if of_path else ():
-                add(Setting(path, device, size, shuffle, drop_last), of_path(size, shuffle, drop_last))
+        if copy:
+            add(Setting("copy", device, 1), copy)
+        for method, of_method in (("reference", seconds_of), ("fast", fast)):
+            for size, shuffle, drop_last in product(SIZES, (True, False), (True, False)) if of_method else ():
+                add(Setting(method, device, size, shuffle, drop_last), of_method(size, shuffle, drop_last))
         if steps:
             add(Setting("folded", device, 256), steps)
     for count, seconds in (workers or {}).items():
@@ -58,15 +57,9 @@ def at(rows: pd.DataFrame, device: str = "cpu", shipped: bool = False) -> Place:
 
 
 @pytest.fixture
-def measured(run, monkeypatch):
-    """Answers a function that puts a table in place of the run's benchmark and gives the run."""
-
-    def put(rows: pd.DataFrame) -> Run:
-        for module in (numbers, places, table1):
-            monkeypatch.setattr(module, "load_benchmark", lambda run: rows)
-        return run
-
-    return put
+def measured(run):
+    """Answers a function that gives the run with a table in place of its benchmark's."""
+    return lambda rows: altered(run, benchmark={"table": rows})
 
 
 # The fastest setting, and from which batch size on
@@ -86,12 +79,13 @@ def test_a_model_slower_than_the_batched_pipeline_is_called_so():
     )
 
 
-def with_a_small_size(*paths: str, seconds: float = 0.001) -> pd.DataFrame:
+def with_a_small_size(*methods: str, seconds: float = 0.001) -> pd.DataFrame:
     """A table with rows of batch size 8, outside the sweep, that are the fastest an image."""
     rows = table(lambda *_: 0.2, batched=0.1)
     raw = [seconds] * 5
     small = [
-        summarise(Setting(path, "cpu", 8), raw, count=1024, sequential_seconds_per_image=BASE / 1024) for path in paths
+        summarise(Setting(method, "cpu", 8), raw, count=1024, sequential_seconds_per_image=BASE / 1024)
+        for method in methods
     ]
     return pd.concat([rows, pd.DataFrame(small)], ignore_index=True).reindex(columns=list(BENCHMARK_COLUMNS))
 
@@ -101,7 +95,7 @@ def test_both_rivals_are_at_their_fastest_of_the_same_batch_sizes():
     batched, best = at(rows).baseline("batched"), at(rows).best("reference")
     assert (batched["batch_size"], batched["images"]) == (best["batch_size"], best["images"]) == (16, 1024)
     assert at(rows).baseline("sequential")["images"] == 1024
-    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] != 8), "reason"] = "not measured: why"
+    rows.loc[(rows["method"] == "batched") & (rows["batch_size"] != 8), "reason"] = "not measured: why"
     assert at(rows).baseline("batched")["batch_size"] == 8  # no other was measured
 
 
@@ -151,7 +145,7 @@ def test_a_win_within_the_spread_is_none():
 
 def test_the_quickest_is_that_of_the_least_time_not_of_the_slowest_baseline():
     rows = table(lambda size, *_: {16: 0.3, 64: 0.2, 256: 0.1}[size])
-    slow = (rows["path"] == "reference") & (rows["batch_size"] == 16)
+    slow = (rows["method"] == "reference") & (rows["batch_size"] == 16)
     rows.loc[slow, "speedup"] *= 10
     assert "is fastest with batch size 256" in speed.fastest(at(rows), "reference")
 
@@ -233,7 +227,7 @@ def single(rows: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])
 def test_no_way_beats_another_by_too_few_repeats(measured, repeats):
-    rows = single(table(lambda *_: 0.05, fast=lambda *_: 0.02, steps=0.04, floor=0.01), repeats)
+    rows = single(table(lambda *_: 0.05, fast=lambda *_: 0.02, steps=0.04, copy=0.01), repeats)
     run, few = measured(rows), repeats < 3
     (where,) = places.places([run])
     for rival in ("sequential", "batched"):
@@ -261,7 +255,7 @@ def test_no_way_beats_another_by_too_few_repeats(measured, repeats):
 def test_steps_that_cannot_be_judged_are_said_to_be_so():
     rows = table(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1)
     one = rows.copy()
-    one.loc[one["path"] == "folded", "repeats"] = 2
+    one.loc[one["method"] == "folded", "repeats"] = 2
     text = speed.contributions(at(one))
     assert "running the pipeline in batches speeds up: 10×" in text and "run the paper's way, slows down: 0.5×" in text
     assert "folding the model cannot be judged from so few repeats: 2× [" in text
@@ -279,7 +273,10 @@ def test_what_cannot_be_judged_is_no_advice(measured, seconds):
 
 def test_a_setting_with_no_time_does_not_keep_others_from_being_judged():
     rows = table(lambda *_: 0.05)
-    rows.loc[(rows["path"] == "batched") & (rows["batch_size"] == 16), ["reason", "repeats"]] = ["not measured: why", 0]
+    rows.loc[(rows["method"] == "batched") & (rows["batch_size"] == 16), ["reason", "repeats"]] = [
+        "not measured: why",
+        0,
+    ]
     assert "in batches of the same size from batch size 64 on" in speed.wins_from(at(rows), "reference")
 
 
@@ -298,9 +295,9 @@ def test_a_single_time_is_called_one(measured):
 
 
 def test_the_waterfall_has_each_steps_factor():
-    whole = place(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1, floor=0.005)
+    whole = place(lambda *_: 0.2, fast=lambda *_: 0.02, steps=0.1, copy=0.005)
     steps = speed.waterfall(whole)
-    assert steps["path"].tolist() == ["sequential", *speed.CHANGES]
+    assert steps["method"].tolist() == ["sequential", *speed.CHANGES]
     assert steps["batch_size"].unique() == [256]
     assert steps["speedup"].tolist() == pytest.approx([1, 10, 5, 10, 50])
     assert steps["factor"].tolist()[1:] == pytest.approx([10, 0.5, 2, 5])
@@ -467,39 +464,41 @@ def test_too_few_repeats_decide_no_claim_on_speed(measured, cuda, repeats):
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    """Answers a function that makes a run of the preset paper on few images pass for one on all of them, or not."""
-
-    def put(changed: list[str]) -> None:
-        monkeypatch.setattr("transformnet_lib.findings.claims.changes", lambda run: changed)
-
-    return put
-
-
-def test_the_recipes_claims_are_judged_by_runs_of_the_recipe_alone(run, tmp_path, train_set, test_set, recipe):
-    assert verdicts([run])["learns"] == verdicts([run])["keeps the best"] == "not tested here"  # preset precise
-    made = Run(tmp_path / "made")
-    train(train_set, TrainConfig(device="cpu", min_delta=0.5), run=made)
-    compare_run(made, test_set)
-    assert learning.changes(made) == ["min_delta 0.5", "600 images only"]
-    assert "changed: min_delta 0.5, 600 images only" in learning.preset_text(made)
-    assert verdicts([run, made])["learns"] == "not tested here"
-    recipe([])
-    found = verdicts([made])
-    assert found["learns"] == "does not hold"
-    shown = next(claim for claim in claims([made]) if "Early stopping" in claim.claim)
-    assert list(shown.here) == ["made"] and "restored" in shown.here["made"]
+def paper_run(run) -> Run:
+    """The run as if it were one of the paper's recipe, on all images."""
+    images = run.train.images.model_copy(
+        update={"request": run.train.images.request.model_copy(update={"limit": None})}
+    )
+    return altered(run, label="paper", train={"config": TrainConfig(device="cpu"), "images": images})
 
 
-@pytest.mark.parametrize(("improves_late", "holds"), [(True, "does not hold"), (False, "not tested here")])
-def test_early_stopping_is_judged_where_it_ended_a_training(tmp_path, train_set, recipe, improves_late, holds):
-    run = Run(tmp_path / "r")
-    recipe([])
-    # min_delta 1: after the first no epoch counts as better; without one the limit of epochs ends it
-    train(train_set, TrainConfig(device="cpu", epochs=8, min_delta=1.0 if improves_late else 0.0), run=run)
+def test_the_recipes_claims_are_judged_by_runs_of_the_recipe_alone(run, paper_run):
+    config = TrainConfig(device="cpu", min_delta=0.5)
+    changed = altered(run, label="changed", train={"config": config})
+    assert learning.changes(changed) == ["min_delta 0.5", "600 images only"]
+    assert "changed: min_delta 0.5, 600 images only" in learning.preset_text(changed)
+    assert verdicts([run, changed])["learns"] == verdicts([run, changed])["keeps the best"] == "not tested here"
+    assert verdicts([run, paper_run])["learns"] == "holds"
+    far = altered(paper_run, compare={"test_mse": 0.3, "max_error": 0.9})
+    assert verdicts([run, far])["learns"] == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("losses", "holds", "told"),
+    [
+        ([0.5, 0.4, 0.3, 0.3], "does not hold", "too little better"),
+        ([0.5, 0.6, 0.7, 0.8], "holds", "is the lowest of all epochs"),
+        (30 * [0.5], "not tested here", "ended by the limit of 30 epochs"),
+    ],
+)
+def test_early_stopping_is_judged_where_it_ended_a_training(paper_run, losses, holds, told):
+    history = pd.concat([paper_run.train.history.head(1)] * len(losses)).assign(val_mse=losses)
+    run = altered(paper_run, train={"history": history, "best_epoch": 1})
     assert verdicts([run])["keeps the best"] == holds
-    assert ("is the lowest of all epochs" in learning.stopping(run)) is (not improves_late)
-    assert ("too little better" in learning.stopping(run)) is improves_late
+    assert told in learning.stopping(run)
+    if holds != "not tested here":
+        shown = next(claim for claim in claims([run]) if "Early stopping" in claim.claim)
+        assert list(shown.here) == ["paper"] and "restored" in shown.here["paper"]
 
 
 def test_places_that_disagree_are_no_verdict_for_all():
@@ -512,88 +511,60 @@ def test_places_that_disagree_are_no_verdict_for_all():
 # Weights
 
 
-def test_weights_are_judged_by_their_distance(run, tmp_path, train_set):
+def test_weights_are_judged_by_their_distance(run):
     assert "to rounding" in learning.weights_distance(run) or "close to" in learning.weights_distance(run)
-    far, dead = Run(tmp_path / "far"), Run(tmp_path / "dead")
-    train(train_set, TrainConfig(device="cpu"), run=far)
-    train(train_set, TrainConfig(device="cpu", seed=3), run=dead)
+    far = altered(run, label="far", train={"weights": (0.3, 0.6, 0.2)}, compare=None)
+    stuck = altered(run, label="stuck", train={"no_gradient": True}, compare=None)
     assert "`far` are not the ground truth's" in learning.weights_distance(far)
-    assert "`dead` is a dead start" in learning.weights_distance(dead)
-    assert "No run here shows" in abstract.answer([far, dead])  # not compared, so not judged
-    assert abstract.closeness_of_each([far, dead]) == ""
+    assert "`stuck` had no gradient" in learning.weights_distance(stuck)
+    assert "No run here shows" in abstract.answer([far, stuck])  # not compared, so not judged
+    assert abstract.closeness_of_each([far, stuck]) == ""
 
 
 @pytest.mark.parametrize(
     ("weights", "mse", "told"),
     [((0.31, 0.71, -0.03), 1e-4, True), ((0.31, 0.68, 0.01), 1e-4, False), ((0.31, 0.71, -0.5), 0.08, False)],
 )
-def test_a_negative_weight_is_remarked_on_where_the_loss_is_small(run, monkeypatch, weights, mse, told):
-    trained = load_training(run)
-    monkeypatch.setattr(
-        learning, "load_training", lambda run: SimpleNamespace(
-            model=SimpleNamespace(weights=weights), dead=False, best_epoch=1, best_val_mse=mse, history=trained.history
-        ),
-    )  # fmt: skip
-    assert ("A negative blue is no grey" in learning.weights_distance(run)) is told
+def test_a_negative_weight_is_remarked_on_where_the_loss_is_small(run, weights, mse, told):
+    history = run.train.history.assign(val_mse=mse)
+    shown = altered(run, train={"weights": weights, "history": history})
+    assert ("A negative blue is no grey" in learning.weights_distance(shown)) is told
 
 
 @pytest.mark.parametrize(
-    ("results", "dead", "answer", "of_the_run"),
+    ("mse", "error", "train", "kind", "answer", "of_the_run", "claim"),
     [
+        (1e-15, 1e-7, {}, "equal", "replace the pipeline to within half", "replaces the pipeline to", "holds"),
+        (1e-4, 0.05, {}, "close", "come close to the pipeline but do not equal", "comes close to", "does not hold"),
+        (0.3, 0.9, {}, "far", "do not replace the pipeline here", "does not replace the pipeline:", "does not hold"),
         (
-            {"test_mse": 1e-15, "max_error": 1e-7},
-            False,
-            "replace the pipeline to within half",
-            "replaces the pipeline to",
+            0.3, 0.9, {"no_gradient": True},
+            "no gradient", "No run here shows whether", "had no gradient to learn from", "does not hold",
         ),
-        ({"test_mse": 1e-4, "max_error": 0.05}, False, "come close to the pipeline but do not equal", "comes close to"),
         (
-            {"test_mse": 0.3, "max_error": 0.9},
-            False,
-            "do not replace the pipeline here",
-            "does not replace the pipeline:",
+            1e-15, 1e-7, {"least_squares": None},  # black images determine no weights
+            "undetermined", "No run here shows whether three trained weights",
+            "does not show whether it replaces the pipeline, since its train", "not clear here",
         ),
-        ({"test_mse": 0.3, "max_error": 0.9}, True, "No run here shows whether", "had no gradient to learn from"),
+        (
+            0.3, 0.9, {"least_squares": None},
+            "far", "do not replace the pipeline here", "does not replace the pipeline:", "does not hold",
+        ),
     ],
-)
-def test_the_first_sentence_follows_the_measured_distance(run, monkeypatch, results, dead, answer, of_the_run):
-    stage = run.stage_info("compare") | {"results": results}
-    monkeypatch.setattr(
-        Run, "stage_info", lambda self, name, f=Run.stage_info: stage if name == "compare" else f(self, name)
-    )
-    model = load_training(run).model
-    monkeypatch.setattr(abstract, "load_training", lambda run: SimpleNamespace(dead=dead, model=model))
+)  # fmt: skip
+def test_the_first_sentence_and_the_claim_follow_the_measured_distance(
+    paper_run, mse, error, train, kind, answer, of_the_run, claim
+):
+    run = altered(paper_run, compare={"test_mse": mse, "max_error": error}, train=train)
+    assert abstract.distance(run) == kind
     assert answer in abstract.answer([run]).split(". ")[0]
     assert of_the_run in abstract.closeness_of_each([run])
-
-
-@pytest.mark.parametrize(
-    ("compared", "kind", "claim", "told"),
-    [
-        ("black", "undetermined", "not clear here", "does not show whether it replaces the pipeline, since its train"),
-        ("photos", "far", "does not hold", "TransformNet does not replace the pipeline:"),
-    ],
-)
-def test_training_images_of_no_colour_show_nothing(tmp_path, test_set, recipe, compared, kind, claim, told):
-    run, black = Run(tmp_path / "r"), CustomDataset(data="photos", train=True, limit=40)
-    black.images.zero_()
-    black.targets.zero_()
-    train(black, TrainConfig(device="cpu", epochs=1), run=run)
-    compare_run(run, black if compared == "black" else test_set)
-    recipe([])
-    assert abstract.distance(run) == kind
-    assert told in abstract.closeness_of_each([run])
     assert verdicts([run])["learns"] == claim
-    (point,) = abstract.conclusion([run])
-    undetermined = kind == "undetermined"
-    assert (abstract.closest_run([run]) is None) is undetermined
-    assert (
-        ("these images cannot tell.** `r`" in point)
-        is ("images only) cannot tell whether it can: the" in point)
-        is undetermined
-    )
-    assert ("No run here shows whether three trained weights" in abstract.answer([run])) is undetermined
-    assert "it is the pipeline." not in point
+    point = abstract.conclusion([run])[0]
+    for text in ("these images cannot tell.** `paper`", "cannot tell whether it can: the training images are grey"):
+        assert (text in point) is (kind == "undetermined")
+    assert (abstract.closest_run([run]) is None) is (kind in ("undetermined", "no gradient"))
+    assert ("it is the pipeline." in point) is (kind == "equal")
 
 
 @pytest.mark.parametrize(
@@ -615,18 +586,13 @@ def test_the_first_sentence_says_whether_the_model_is_faster(measured, reference
     assert told in abstract.answer([run]).split(". ")[0]
 
 
-def test_the_first_sentence_names_the_run_that_was_timed_where_another_is_closest(
-    measured, tmp_path, train_set, test_set
-):
+@pytest.mark.parametrize("closer", [True, False])
+def test_the_first_sentence_names_the_run_that_was_timed_where_another_is_closest(measured, closer):
     run = measured(table(lambda *_: 0.2, fast=lambda *_: 0.02))
-    other = Run(tmp_path / "closest")
-    train(train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=16), run=other)
-    compare_run(other, test_set)
-    closest = abstract.closest_run([run, other])
-    first = abstract.answer([run, other]).split(". ")[0]
-    assert ("such a model, timed with the weights of `small`, is" in first) is (closest is other)
-    assert ("they are" in first) is (closest is run)
-    assert abstract.answer([run]).count("they are") == 1
+    mse = run.compare.test_mse * (0.5 if closer else 2)
+    text = abstract.answer([run, altered(run, label="other", compare={"test_mse": mse}, benchmark=None)])
+    assert ("such a model, timed with the weights of `small`, is" in text.split(". ")[0]) is closer
+    assert text.count("they are") == (not closer)
 
 
 def test_the_answer_gives_each_ways_best_beside_both_baselines(measured):
@@ -684,18 +650,18 @@ def test_the_conclusion_takes_the_speed_apart_and_its_factors_multiply_out(measu
             ["it is the pipeline.** `a`", "`b` (preset `paper`) cannot tell whether it can: the"],
         ),
         (
-            {"a": "dead", "b": "undetermined"},
+            {"a": "no gradient", "b": "undetermined"},
             ["It is not the pipeline here.** `a`", "`b` (preset `paper`) cannot tell"],
         ),
         ({"a": "equal"}, ["Train it well, and it is the pipeline.** `a`"]),
         (
-            {"a": "far", "b": "dead"},
+            {"a": "far", "b": "no gradient"},
             ["It is not the pipeline here.** `a`", "visibly others", "the start had no"],
         ),
     ],
 )
 def test_the_conclusion_says_which_runs_can_stand_in(monkeypatch, kinds, told):
-    runs = [SimpleNamespace(label=label, has=lambda stage: stage == "compare") for label in kinds]
+    runs = [SimpleNamespace(label=label, compare=True, benchmark=None) for label in kinds]
     monkeypatch.setattr(abstract, "distance", lambda run: kinds[run.label])
     monkeypatch.setattr(abstract, "preset_text", lambda run: "`paper`")
     point = abstract.conclusion(runs)[0]
@@ -703,18 +669,18 @@ def test_the_conclusion_says_which_runs_can_stand_in(monkeypatch, kinds, told):
     assert ("look alike" in point) is ("close" in kinds.values())
 
 
-def test_the_weights_table_has_the_yardsticks_once(run, tmp_path, train_set):
-    other = Run(tmp_path / "other")
-    train(train_set, TrainConfig(device="cpu", epochs=1), run=other)
+def test_the_weights_table_has_the_yardsticks_once(run):
+    config = TrainConfig(device="cpu", epochs=1)
+    other = altered(run, label="other", train={"config": config, "history": run.train.history.head(1), "best_epoch": 1})
     shown = learning.weights_table([run, other])
     assert shown["Weights"].tolist() == [
         "ground truth, ITU-R BT.601", "least squares", "small (preset precise)", "other (preset paper)"
     ]  # fmt: skip
-    assert shown["epoch"].tolist()[2:] == [f"{load_training(run).best_epoch} of {len(run.history())}", "1 of 1"]
+    assert shown["epoch"].tolist()[2:] == [f"{run.train.best_epoch} of {len(run.train.history)}", "1 of 1"]
     assert "condition number" in learning.optimum([run, other])
     path = learning.weight_path(other)
     assert path["epoch"].tolist() == [0, 1]
-    assert tuple(path.loc[1, ["red", "green", "blue"]]) == pytest.approx(load_training(other).model.weights)
+    assert tuple(path.loc[0, ["red", "green", "blue"]]) == run.train.initial_weights
 
 
 # The study
@@ -726,41 +692,41 @@ def test_seeds_are_summed_up_by_preset():
             "preset": ["paper"] * 3 + ["precise"] * 3, "seed": [0, 1, 2] * 2,
             "weight_error": [0.1, 0.3, 0.9] + [1e-7] * 3,
             "val_mse": [1e-4] * 6, "best_epoch": [5, 6, 7] * 2, "seconds": [1.0] * 6,
-            "dead": [False, False, True] + [False] * 3,
+            "no_gradient": [False, False, True] + [False] * 3,
         }
     )  # fmt: skip
     shown = studies.seeds_table(seeds).set_index("Preset")
-    assert shown["dead starts"].tolist() == ["1", "0"]
+    assert shown["no gradient"].tolist() == ["1", "0"]
     assert shown.loc["paper", "largest weight error"] == "0.3 [0.1, 0.9]"
     text = studies.seeds_text(seeds)
     assert (
-        "`paper`, 1 start of 3 is dead (the clamp gives no gradient there); the largest "
+        "`paper`, 1 start of 3 has no gradient (the clamp is flat there); the largest "
         "weight error of the others is between 0.1 and 0.3." in text
     )
-    assert "With the preset `precise`, no start of 3 is dead" in text
+    assert "With the preset `precise`, every start of 3 has a gradient" in text
 
 
 # Which runs a figure shows
 
 
-def test_figures_show_one_run_a_preset_and_say_which_they_leave_out(run, tmp_path, train_set):
-    others = [Run(tmp_path / name) for name in ("first", "second")]
-    for other in others:
-        train(train_set, TrainConfig(device="cpu", epochs=1), run=other)
+def test_figures_show_one_run_a_preset_and_say_which_they_leave_out(run):
+    others = [altered(run, label=name, train={"config": TrainConfig(device="cpu")}) for name in ("first", "second")]
     for given in ([run, *others], [others[0], run, others[1]]):
         shown = learning.shown_beside(given)
-        assert shown == [others[0], run]  # the paper's first, then precise
+        assert [each.label for each in shown] == ["first", "small"]  # the paper's first, then precise
         assert "Of `second` there is no room here" in learning.left_out(given, shown)
     assert learning.left_out([run], [run]) == ""
 
 
-def test_runs_of_several_machines_are_not_said_to_be_of_one_device(run, monkeypatch):
-    def of(label: str, chip: str):
-        info = {"environment": {"device": "cpu", "device_name": chip}}
-        return SimpleNamespace(label=label, stage_info=lambda name: info)
+def on(run: Run, **facts: str) -> dict:
+    """The environment of the run's training with other facts."""
+    return {"environment": run.train.environment.model_copy(update=facts)}
 
-    assert "one device, cpu (A)" in learning.devices_shown([of("a", "A"), of("b", "A")])
-    assert learning.devices_shown([of("a", "A"), of("b", "B")]) == "`a` on cpu (A); `b` on cpu (B)."
+
+def test_runs_of_several_machines_are_not_said_to_be_of_one_device(run):
+    a, b = (altered(run, label=name.lower(), train=on(run, device_name=name)) for name in ("A", "B"))
+    assert "one device, cpu (A)" in learning.devices_shown([a, a])
+    assert learning.devices_shown([a, b]) == "`a` on cpu (A); `b` on cpu (B)."
 
 
 # Another geometry
@@ -774,20 +740,17 @@ def test_runs_of_several_machines_are_not_said_to_be_of_one_device(run, monkeypa
         (Pipeline((64, 64), False, False), 96, "but for the geometry: here images of 96×96", None),
     ],
 )
-def test_a_geometry_that_is_not_the_papers_is_said(pipeline, size, told, flip):
-    info = {"images": {"size": [size, size]}}
-    run = SimpleNamespace(pipeline=pipeline, stage_info=lambda name: info)
-    assert told in abstract.subject([run])
+def test_a_geometry_that_is_not_the_papers_is_said(run, pipeline, size, told, flip):
+    images = run.train.images.model_copy(update={"size": (size, size)})
+    assert told in abstract.subject([altered(run, train={"pipeline": pipeline, "images": images})])
     steps = learning.model_steps(pipeline)
     assert (flip in steps) if flip else ("Flip" not in steps)
     assert f"to {pipeline.size[0]}×{pipeline.size[1]} pixels" in steps
 
 
 @pytest.mark.parametrize(("epochs", "told"), [(3, True), (None, False)])
-def test_a_training_that_ended_before_it_settled_says_so_and_what_to_do(tmp_path, train_set, epochs, told):
-    run = Run(tmp_path / "r")
-    train(train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32, epochs=epochs), run=run)
-    text = learning.weights_distance(run)
+def test_a_training_that_ended_before_it_settled_says_so_and_what_to_do(run, epochs, told):
+    text = learning.weights_distance(altered(run, train={"history": run.train.history[:epochs], "best_epoch": 1}))
     assert ("ended before it had settled" in text) is told
     assert ("`--epochs 26`" in text) is told  # 17 steps an epoch: 21 epochs for 350 steps, and 4 + 1 to see it
 
@@ -807,13 +770,8 @@ def test_abstract_and_conclusion_warn_where_most_rows_were_disturbed(measured, s
     assert ("were disturbed by other work on this machine" in text) is warned
 
 
-def test_one_recorded_machine_a_stage_is_told_apart(run, monkeypatch):
-    def elsewhere(self, name, real=Run.stage_info):
-        stage = real(self, name)
-        return stage | {"environment": stage["environment"] | {"cpu": "POWER9"}} if name == "benchmark" else stage
-
-    monkeypatch.setattr(Run, "stage_info", elsewhere)
-    text = provenance.first_page([run])
+def test_one_recorded_machine_a_stage_is_told_apart(run):
+    text = provenance.first_page([altered(run, benchmark=on(run, cpu="POWER9"))])
     assert re.search(r"\*\*Machine:\*\* .*\(`small`: train, compare\); POWER9, .*\(`small`: benchmark\)", text)
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from transformnet_lib import Run, cli, files, inference, load_model, machine
-from transformnet_lib.data import decode_image, image_files
 from transformnet_lib.errors import DataError, ParameterError, RunError
+from transformnet_lib.images import decode_image, image_files
 from transformnet_lib.inference import export_onnx, infer_folder
 from transformnet_lib.model import FoldedTransformNet
 from transformnet_lib.pipeline import to_float

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 from transformnet_lib.runs import reference_run
 
-from transformnet_lib.data import decode_image
+from transformnet_lib.images import decode_image
 from transformnet_lib.report import NOTEBOOKS, ROOT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

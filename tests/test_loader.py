@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from transformnet_lib.data import batch_loader
+from transformnet_lib.dataset import batch_loader
 from transformnet_lib.errors import ParameterError
 
 

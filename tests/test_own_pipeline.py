@@ -16,8 +16,8 @@ from transformnet_lib.study import study_run
 
 from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, load_dataset, load_model, train
 from transformnet_lib.comparison import compare_run
-from transformnet_lib.data import decode_image
 from transformnet_lib.errors import DataError, ParameterError
+from transformnet_lib.images import decode_image
 from transformnet_lib.inference import export_onnx, image_files, infer_folder
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.timing import benchmark_run
@@ -101,7 +101,7 @@ def test_model_folded_infer_and_onnx_agree_with_the_pipeline(own, own_run, tmp_p
 def test_the_study_takes_the_geometry_too(own_run):
     sets = [load_dataset(own_run, train=split) for split in (True, False)]
     study = study_run(own_run, *sets, seeds=1, sizes=[50], repeats=1)
-    ours = study["peers"].set_index("name")["max_difference"]
+    ours = study["libraries"].set_index("name")["max_difference"]
     assert ours["torchvision v2, batches"] < 1e-3
     assert ours["TransformNet, the fast way"] < 0.5
     assert ours["Pillow, image by image"] < 3  # grey levels: it would be over 100 if it flipped

@@ -7,16 +7,17 @@ import shutil
 from dataclasses import fields
 
 import pytest
+from conftest import altered
 from typer.testing import CliRunner
 
-from transformnet_lib import CustomDataset, Pipeline, Run, TrainConfig, runs, train
+import transformnet_lib.run
+from transformnet_lib import Pipeline, Run, TrainConfig
 from transformnet_lib.cli import app, full_sweep
-from transformnet_lib.comparison import compare_run
 from transformnet_lib.findings import provenance
 from transformnet_lib.findings.abstract import answer
 from transformnet_lib.findings.numbers import report_numbers
 from transformnet_lib.findings.places import places
-from transformnet_lib.training import load_config, load_training
+from transformnet_lib.run import read_run, shipped_runs
 
 
 @pytest.fixture
@@ -40,57 +41,44 @@ def split(command: str) -> list[str]:
         ("paper", {"batch_size": 32, "min_delta": 0.5, "epochs": 2}, Pipeline(vflip=False)),
     ],
 )
-def test_the_commands_ask_for_what_the_run_was_made_with(tmp_path, asked, preset, changes, pipeline):
-    run = Run(tmp_path / "a run")
+def test_the_commands_ask_for_what_the_run_was_made_with(run, asked, preset, changes, pipeline):
     config = TrainConfig.from_preset(preset, device="cpu", **changes)
-    train(CustomDataset(data="photos", train=True, limit=300, pipeline=pipeline), config, run=run)
-    compare_run(run, CustomDataset(data="photos", train=False, limit=300, pipeline=pipeline), [1, 5])
-    for command in provenance.run_commands(run):
+    made = altered(run, train={"config": config, "pipeline": pipeline}, compare={"parameters": {"indices": [1, 5]}})
+    for command in provenance.run_commands(made):
         program, *arguments = split(command)
         done = CliRunner().invoke(app, arguments)
         assert program == "transformnet" and done.exit_code == 0, done.output
-    (_, trained), (_, compared) = asked
+    (_, trained), (_, compared), (_, timed) = asked
     names = {field.name for field in fields(TrainConfig)} - {"preset"}
     assert config == TrainConfig.from_preset(preset, **{k: v for k, v in trained.items() if k in names})
-    assert (trained["data"], trained["limit"]) == ("photos", 300)
+    assert (trained["data"], trained["limit"]) == ("photos", 600)
     size = trained.get("output_size", 28)
     assert pipeline == Pipeline((size, size), trained.get("hflip", True), trained.get("vflip", True))
     assert compared["indices"] == [1, 5]
+    for name in ("devices", "batch_sizes", "repeats"):
+        assert timed[name] == run.benchmark.parameters[name]
+    assert full_sweep()["repeats"] != timed["repeats"]
 
 
-def test_the_benchmarks_command_names_what_is_not_its_default(run, asked):
-    (command,) = (line for line in provenance.run_commands(run) if line.startswith("transformnet benchmark"))
-    CliRunner().invoke(app, split(command)[1:])
-    ((_, given),) = asked
-    parameters = run.stage_info("benchmark")["parameters"]
-    assert {name: given[name] for name in ("devices", "batch_sizes", "repeats")} == {
-        name: parameters[name] for name in ("devices", "batch_sizes", "repeats")
-    }
-    assert full_sweep()["repeats"] != parameters["repeats"]
-
-
-def test_what_no_command_can_ask_for_is_said(tmp_path, train_set):
-    run = Run(tmp_path / "r")
-    train(train_set, TrainConfig(device="cpu", epochs=1, weight_decay=0.5), run=run)
-    assert provenance.run_commands(run)[0].endswith("# and, from Python: weight_decay=0.5")
+def test_what_no_command_can_ask_for_is_said(run):
+    made = altered(run, train={"config": TrainConfig(device="cpu", weight_decay=0.5)})
+    assert provenance.run_commands(made)[0].endswith("# and, from Python: weight_decay=0.5")
 
 
 def test_the_appendix_has_every_stage_and_what_it_was_asked_for(run):
-    stages = provenance.stages_table([run]).set_index("stage")
-    assert provenance._duration({"seconds": 2.04, "sittings": 1}) == "2.0"
-    assert provenance._duration({"seconds": 2.04, "sittings": 3}) == "2.0 in 3 sittings"
+    shown = altered(run, train={"seconds": 2.04}, compare={"seconds": 2.04, "sittings": 3})
+    stages = provenance.stages_table([shown]).set_index("stage")
     assert list(stages.index) == ["train", "compare", "benchmark"]
+    assert stages["seconds"].tolist()[:2] == ["2.0", "2.0 (the last of 3 sittings)"]
     assert "`small`, benchmark: " in provenance.stages_asked([run])
     assert "batch sizes 16 64; " in provenance.stages_asked([run])
     facts = provenance.training_table([run]).set_index("Fact")["small"]
-    train_images = run.stage_info("train")["images"]
-    assert facts["training images, sha256"] == train_images["fingerprint"][:16] + "…"
+    assert facts["training images, sha256"] == run.train.images.fingerprint[:16] + "…"
     assert facts["batch size (images)"] == "32" and facts["loss on clamped outputs"] == "no"
 
 
-def test_runs_that_differ_are_told_apart_on_the_first_page(run, tmp_path, train_set):
-    other = Run(tmp_path / "other")
-    train(train_set, TrainConfig(device="cpu", epochs=1, seed=7), run=other)
+def test_runs_that_differ_are_told_apart_on_the_first_page(run):
+    other = altered(run, label="other", train={"config": TrainConfig(device="cpu", seed=7)})
     assert "- **Seed:** 0 (`small`); 7 (`other`)." in provenance.first_page([run, other])
     assert "- **Seed:** 0." in provenance.first_page([run])
 
@@ -103,35 +91,31 @@ def shipped(run, tmp_path, monkeypatch) -> Run:
     """A copy of the run as if it had come with the project, from another kind of device."""
     folder = tmp_path / "reference" / "server"
     shutil.copytree(run.path, folder)
-    info = json.loads((folder / "run.json").read_text())
-    for stage in info["stages"].values():
-        stage["environment"] |= {"device": "cuda", "device_name": "Some GPU"}
-    info["stages"]["benchmark"]["parameters"]["devices"] = ["cuda:7"]
-    (folder / "run.json").write_text(json.dumps(info))
-    benchmark = (folder / "benchmark.csv").read_text()
-    (folder / "benchmark.csv").write_text(
-        re.sub("^(reference|fast|folded|floor),cpu", r"\1,cuda:7", benchmark, flags=re.M)
-    )
-    monkeypatch.setattr(runs, "REFERENCE", tmp_path / "reference")
-    return Run(folder)
+    for path in folder.glob("*/parameters.json"):
+        begun = json.loads(path.read_text())
+        begun["environment"] |= {"device": "cuda", "device_name": "Some GPU"}
+        path.write_text(json.dumps(begun))
+    table = folder / "benchmark/benchmark.csv"
+    table.write_text(re.sub("^(reference|fast|folded|copy),cpu", r"\1,cuda:7", table.read_text(), flags=re.M))
+    monkeypatch.setattr(transformnet_lib.run, "REFERENCE", tmp_path / "reference")
+    return read_run(folder)
 
 
 def test_a_shipped_run_joins_where_its_kind_of_device_is_missing(run, shipped):
-    assert [found.path for found in runs.shipped_runs([run])] == [shipped.path]
-    assert runs.shipped_runs([run, shipped]) == []
+    assert [found.path for found in shipped_runs([run])] == [shipped.path]
+    assert shipped_runs([run, shipped]) == []
 
 
 @pytest.mark.parametrize("change", ["images", "pipeline", "no benchmark"])
 def test_a_shipped_run_that_does_not_fit_stays_out(run, shipped, change):
-    info = json.loads((shipped.path / "run.json").read_text())
     if change == "images":
-        info["stages"]["benchmark"]["images"]["fingerprint"] = "0" * 64
+        images = run.benchmark.images.model_copy(update={"fingerprint": "0" * 64})
+        run = altered(run, benchmark={"images": images})
     elif change == "pipeline":
-        info["stages"]["train"]["parameters"]["pipeline"]["hflip"] = False
+        run = altered(run, train={"pipeline": Pipeline(hflip=False)})
     else:
-        del info["stages"]["benchmark"]
-    (shipped.path / "run.json").write_text(json.dumps(info))
-    assert runs.shipped_runs([run]) == []
+        shutil.rmtree(shipped.path / "benchmark")
+    assert shipped_runs([run]) == []
 
 
 def test_everything_of_a_shipped_run_is_marked(run, shipped):
@@ -153,18 +137,17 @@ def test_everything_of_a_shipped_run_is_marked(run, shipped):
 
 def test_numbers_are_strict_json_and_those_of_the_runs(run):
     numbers = json.loads(json.dumps(report_numbers([run]), allow_nan=False))
-    trained = load_training(run)
     found = numbers["runs"]["small"]
-    assert tuple(found["train"]["weights"]) == trained.model.weights
-    assert found["train"]["best_val_mse"] == trained.best_val_mse
-    assert [row["val_mse"] for row in found["train"]["history"]] == run.history()["val_mse"].tolist()
-    assert found["compare"]["test_mse"] == run.stage_info("compare")["results"]["test_mse"]
-    assert found["stages"]["train"]["images"] == run.stage_info("train")["images"]
+    assert tuple(found["train"]["weights"]) == run.train.weights
+    assert found["train"]["best_val_mse"] == run.train.best_val_mse
+    assert [row["val_mse"] for row in found["train"]["history"]] == run.train.history["val_mse"].tolist()
+    assert found["compare"]["test_mse"] == run.compare.test_mse
+    assert found["stages"]["train"]["images"] == run.train.images.model_dump(mode="json")
     (place,) = places([run])
     cpu = numbers["places"]["cpu"]
     assert cpu["fastest"]["fast"]["seconds"] == place.best("fast")["seconds"]
     ratio = cpu["against_pipeline"]["fast"]["batched"]["ratio"]
     assert ratio == place.best("fast")["speedup"] / place.baseline("batched")["speedup"]
     assert len(found["benchmark"]) == len(place.table)
-    assert found["train"]["preset"] == load_config(run).preset
+    assert found["train"]["preset"] == "precise"
     assert numbers["paper"]["table1"][0]["seconds"] == 0.4121

@@ -6,8 +6,8 @@ import re
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from refresh import CLOCK, normalise
 
-from transformnet_lib.refresh import CLOCK, normalise
 from transformnet_lib.report import NOTEBOOKS
 
 COMPUTING = ("train", "compare", "benchmark", "study")  # the others show what they read from files

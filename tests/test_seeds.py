@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, TrainConfig, least_squares, train
-from transformnet_lib.data import split_indices
+from transformnet_lib.dataset import split_indices
 from transformnet_lib.errors import DataError, ParameterError
-from transformnet_lib.model import TransformNet
-from transformnet_lib.pipeline import to_float
+from transformnet_lib.pipeline import Pipeline, to_float
 from transformnet_lib.seeds import SEED_COLUMNS, study_seeds
 
 COLUMNS = [name for name in SEED_COLUMNS if name != "seconds"]
@@ -32,8 +31,7 @@ def test_least_squares_equals_a_plain_solver_on_targets_that_no_weights_give(tra
     found = least_squares(noisy, seed=5)
 
     train_indices, val_indices = split_indices(600, seed=5)
-    model = TransformNet()
-    x = model.flip(model.resize(to_float(noisy.images))).transpose(0, 1).flatten(2).double().numpy()
+    x = Pipeline().flip(Pipeline().resize(to_float(noisy.images))).transpose(0, 1).flatten(2).double().numpy()
     y = noisy.targets.flatten(1).double().numpy()
     columns, wanted = x[:, train_indices].reshape(3, -1).T, y[train_indices].ravel()
     weights, _, _, singular = np.linalg.lstsq(columns, wanted)
@@ -45,7 +43,7 @@ def test_least_squares_equals_a_plain_solver_on_targets_that_no_weights_give(tra
 
 def test_least_squares_holds_little_at_a_time_and_gives_the_same(train_set, monkeypatch):
     whole = least_squares(train_set)
-    monkeypatch.setattr("transformnet_lib.prepared.CHUNK", 7)
+    monkeypatch.setattr("transformnet_lib.resized.CHUNK", 7)
     parts = least_squares(CustomDataset(data="photos", train=True, limit=600, cache=False))
     np.testing.assert_allclose(parts.weights, whole.weights, rtol=1e-9)
 
@@ -115,7 +113,7 @@ def test_a_study_has_a_row_for_every_preset_and_seed_that_says_how_it_ended(trai
     table = study_seeds(train_set, seeds=(3, 0))
     assert list(table.columns) == list(SEED_COLUMNS)
     assert table[["preset", "seed"]].to_numpy().tolist() == [["paper", 3], ["paper", 0], ["precise", 3], ["precise", 0]]
-    assert table["dead"].tolist() == [True, False, False, False]  # seed 3 starts with three negative weights
+    assert table["no_gradient"].tolist() == [True, False, False, False]  # seed 3 starts with three negative weights
     for row in table.to_dict("records"):
         config = TrainConfig.from_preset(row["preset"], seed=row["seed"], device="cpu")
         alone = train(train_set, config)

@@ -1,4 +1,4 @@
-"""The stage `study`: many seeds, other libraries, cost over size."""
+"""What the study measures: many seeds, other libraries, cost over size."""
 
 import dataclasses
 import importlib.util
@@ -10,35 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformnet_lib.study import TABLES, load_study, study_run
 
-from transformnet_lib import (
-    GRAY_WEIGHTS,
-    CustomDataset,
-    Pipeline,
-    Run,
-    TrainConfig,
-    TransformNet,
-    peers,
-    seeds,
-    sizes,
-    train,
-)
-from transformnet_lib.errors import ParameterError, RunError
+from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TransformNet, libraries, seeds, sizes
 from transformnet_lib.findings import studies
-from transformnet_lib.peers import BASELINE, PEER_COLUMNS, PEERS, study_peers
+from transformnet_lib.libraries import BASELINE, LIBRARIES, LIBRARY_COLUMNS, study_libraries
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.sizes import SIZE_COLUMNS, study_sizes
-
-SMALL = {"seeds": [0, 1], "sizes": [50, 100], "repeats": 1}
-SAME = ["preset", "seed", "red", "green", "blue", "val_mse", "best_epoch", "epochs", "dead"]  # whatever the clock says
-
-
-@pytest.fixture
-def trained(train_set, tmp_path) -> Run:
-    run = Run(tmp_path / "run")
-    train(train_set, TrainConfig(device="cpu", epochs=1), run=run)
-    return run
 
 
 @pytest.fixture
@@ -47,63 +24,6 @@ def exact() -> TransformNet:
     with torch.no_grad():
         model.mix.weight.copy_(torch.tensor(GRAY_WEIGHTS).view(1, 3, 1, 1))
     return model.eval()
-
-
-# The stage
-
-
-def test_a_study_fills_three_tables_and_is_then_only_read(trained, train_set, test_set, monkeypatch):
-    study = study_run(trained, train_set, test_set, **SMALL)
-    assert set(study) == {"seeds", "peers", "sizes"}
-    assert len(study["seeds"]) == 4
-    assert study["sizes"]["images"].unique().tolist() == [50, 100]
-    monkeypatch.setattr("transformnet_lib.study.study_seeds", None)
-    again = study_run(trained, train_set, test_set, **SMALL)
-    for name, table in study.items():
-        pd.testing.assert_frame_equal(again[name], table)
-
-
-def test_an_interrupted_study_goes_on_after_its_last_row(trained, train_set, test_set, monkeypatch):
-    finish, made = seeds.finish, []
-
-    def interrupted(trainer):
-        made.append((trainer.config.preset, trainer.config.seed))
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return finish(trainer)
-
-    monkeypatch.setattr(seeds, "finish", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        study_run(trained, train_set, test_set, **SMALL)
-    with pytest.raises(RunError, match="stage study is not complete \\(interrupted\\)"):
-        load_study(trained)
-    table = study_run(trained, train_set, test_set, **SMALL)["seeds"]
-    assert made == [("paper", 0), ("paper", 1), ("precise", 0), ("precise", 0), ("precise", 1)]
-    whole = seeds.study_seeds(train_set, seeds=(0, 1))
-    assert table[SAME].to_numpy().tolist() == whole[SAME].to_numpy().tolist()
-
-
-@pytest.mark.parametrize("missing", ["peers.csv", "sizes.csv"])
-def test_a_study_makes_only_the_tables_that_are_missing(trained, train_set, test_set, missing):
-    study_run(trained, train_set, test_set, **SMALL)
-    info = trained.info
-    info["stages"]["study"]["status"] = "started"  # as a kill leaves it
-    trained._write_info(info)
-    (trained.path / missing).unlink()
-    before = {name: (trained.path / name).read_bytes() for name in set(TABLES) - {missing}}
-    study_run(trained, train_set, test_set, **SMALL)
-    assert (trained.path / missing).exists()
-    assert {name: (trained.path / name).read_bytes() for name in before} == before
-
-
-def test_another_study_is_refused_and_nonsense_too(trained, train_set, test_set):
-    study_run(trained, train_set, test_set, **SMALL)
-    with pytest.raises(RunError, match=r"seeds: \[0, 1\] → \[1\]"):
-        study_run(trained, train_set, test_set, **SMALL | {"seeds": [1]})
-    for wrong in ({"seeds": 0}, {"repeats": 0}, {"sizes": [0]}):
-        with pytest.raises(ParameterError, match=next(iter(wrong))):
-            study_run(trained, train_set, test_set, **SMALL | wrong, force=True)
-    load_study(trained)  # still there
 
 
 def test_grey_images_have_no_optimum_to_be_compared_with(train_set):
@@ -121,34 +41,34 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-@pytest.mark.parametrize("way", PEERS, ids=lambda way: way.name)
+@pytest.mark.parametrize("method", LIBRARIES, ids=lambda method: method.name)
 @pytest.mark.parametrize("flips", [(True, True), (True, False), (False, True), (False, False)])
-def test_each_peer_draws_about_the_same_pictures(way, flips, test_set):
-    if not installed(way.package):
-        pytest.skip(f"{way.package} is not installed")
+def test_each_library_draws_about_the_same_pictures(method, flips, test_set):
+    if not installed(method.package):
+        pytest.skip(f"{method.package} is not installed")
     images = test_set.images[:40]
     pipeline = Pipeline((20, 24), *flips)
-    work = way.prepare(images, pipeline, torch.device("cpu"))
-    difference = peers._grey_levels(work()) - 255 * pipeline(to_float(images))
+    work = method.prepare(images, pipeline, torch.device("cpu"))
+    difference = libraries._grey_levels(work()) - 255 * pipeline(to_float(images))
     assert difference.shape == (40, 1, 20, 24)
     assert difference.abs().mean() < 4  # grey levels; a flip or the sides mixed up would be tens
 
 
-def test_a_peer_row_has_its_spread_speedup_and_difference(exact, test_set):
-    table = study_peers(exact, test_set.images, repeats=2)
-    assert list(table.columns) == list(PEER_COLUMNS)
-    rows = table.set_index("name")
+def test_a_library_row_has_its_spread_speedup_and_difference(exact, test_set):
+    table = study_libraries(exact, test_set.images, repeats=2)
+    assert list(table.columns) == list(LIBRARY_COLUMNS)
+    rows = table.set_index("method")
     assert rows.loc[BASELINE, ["speedup", "max_difference"]].tolist() == [1, 0]
     assert rows.loc["TransformNet, the fast way", "max_difference"] < 1e-3
     assert rows.loc["Pillow, image by image", "max_difference"] > 0.4  # it rounds to whole grey levels, twice
-    assert math.isnan(rows.loc["floor: the bytes read and written once", "max_difference"])
+    assert math.isnan(rows.loc["copy: the bytes read and written once", "max_difference"])
     for _, row in rows[rows["reason"] == ""].iterrows():
         assert row["seconds"] == pytest.approx(np.mean(list(map(float, row["raw_seconds"].split()))))
         assert row["speedup"] == pytest.approx(rows.loc[BASELINE, "seconds"] / row["seconds"])
 
 
 @pytest.mark.parametrize("which", [BASELINE, "Pillow, image by image"])
-def test_a_peer_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_others_go_on(
+def test_a_library_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_others_go_on(
     which, exact, test_set, monkeypatch
 ):
     def prepare(images, pipeline, device):
@@ -161,9 +81,9 @@ def test_a_peer_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_
 
         return work
 
-    ways = [dataclasses.replace(way, prepare=prepare) if way.name == which else way for way in PEERS]
-    monkeypatch.setattr(peers, "PEERS", tuple(ways))
-    table = study_peers(exact, test_set.images[:50], repeats=3).set_index("name")
+    changed = [dataclasses.replace(method, prepare=prepare) if method.name == which else method for method in LIBRARIES]
+    monkeypatch.setattr(libraries, "LIBRARIES", tuple(changed))
+    table = study_libraries(exact, test_set.images[:50], repeats=3).set_index("method")
     assert table.loc[which, "reason"] == "not measured: CUDA out of memory. Tried to allocate 20.00 GiB."
     assert math.isnan(table.loc[which, "seconds"]) and table.loc[which, "raw_seconds"] == ""
     others = table.drop(which)
@@ -182,51 +102,53 @@ def test_a_size_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_
         return 0.5
 
     monkeypatch.setattr(sizes, "batched_pass", batched)
-    table = study_sizes(exact, test_set.images[:50], sizes=[50], repeats=3).set_index("way")
+    table = study_sizes(exact, test_set.images[:50], sizes=[50], repeats=3).set_index("method")
     assert table.loc["batched", "reason"] == "not measured: MemoryError"
     assert math.isnan(table.loc["batched", "seconds"])
     assert (table.drop("batched")["repeats"] == 3).all()
 
 
-def test_a_peer_that_is_not_installed_and_a_device_that_is_not_there_say_so(exact, test_set, monkeypatch):
+def test_a_library_that_is_not_installed_and_a_device_that_is_not_there_say_so(exact, test_set, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "kornia" else find(name))
-    table = study_peers(exact, test_set.images[:20], devices=["cpu", "mps"], repeats=1)
-    said = table.set_index(["name", "device"])["reason"]
+    table = study_libraries(exact, test_set.images[:20], devices=["cpu", "mps"], repeats=1)
+    said = table.set_index(["method", "device"])["reason"]
     assert said["Kornia, batches", "cpu"].startswith("not measured: kornia is not installed (pip install")
     assert said["torchvision v2, batches", "mps"] == "not measured: no MPS device"
-    text = studies.peers_text(table)
+    text = studies.libraries_text(table)
     assert "Kornia, batches" in text and "kornia is not installed" in text
 
 
-def test_the_peers_verdict_follows_the_times():
+def test_the_verdict_follows_the_times():
     def table(ours: float, repeats: int = 5) -> pd.DataFrame:
         rows = [(BASELINE, 1.0, 0.0), ("Pillow, image by image", 0.3, 1.5), ("TransformNet, the fast way", ours, 0.0)]
         return pd.DataFrame(
             [
-                {"name": name, "device": "cpu", "seconds": s, "q1": s, "q3": s, "speedup": 1 / s, "max_difference": d,
+                {"method": name, "device": "cpu", "seconds": s, "q1": s, "q3": s, "speedup": 1 / s, "max_difference": d,
                  "repeats": repeats, "reason": ""} for name, s, d in rows
             ]
         )  # fmt: skip
 
-    assert "is 3× as fast as the quickest of the others, Pillow" in studies.peers_text(table(0.1))
-    assert "is slower (2× the time) than the quickest of the others, Pillow" in studies.peers_text(table(0.6))
+    assert "is 3× as fast as the quickest of the others, Pillow" in studies.libraries_text(table(0.1))
+    assert "is slower (2× the time) than the quickest of the others, Pillow" in studies.libraries_text(table(0.6))
     assert "Not the same pictures, by more than one grey level somewhere: Pillow, image by image (1.5)" in (
-        studies.peers_text(table(0.1))
+        studies.libraries_text(table(0.1))
     )
-    assert "is 3× as fast (too few repeats to judge) as the quickest of" in studies.peers_text(table(0.1, repeats=2))
-    assert "Its pictures differ" not in studies.peers_text(table(0.1))
+    assert "is 3× as fast (too few repeats to judge) as the quickest of" in studies.libraries_text(
+        table(0.1, repeats=2)
+    )
+    assert "Its pictures differ" not in studies.libraries_text(table(0.1))
     learned = table(0.1).replace({"max_difference": {0.0: 17.7}})
-    assert "Its pictures differ by up to 17.7 grey levels" in studies.peers_text(learned)
-    assert studies.peers_table(table(0.1))["speed-up"].tolist() == ["1×", "3.33×", "10×"]
+    assert "Its pictures differ by up to 17.7 grey levels" in studies.libraries_text(learned)
+    assert studies.libraries_table(table(0.1))["speed-up"].tolist() == ["1×", "3.33×", "10×"]
 
 
 def test_times_whose_quartiles_lie_far_apart_have_a_star():
-    calm = {"name": "Pillow", "way": "fast", "device": "cpu", "images": 10, "seconds": 1.0, "q1": 0.99, "q3": 1.01}
+    calm = {"method": "fast", "device": "cpu", "images": 10, "seconds": 1.0, "q1": 0.99, "q3": 1.01}
     table = pd.DataFrame([calm | {"speedup": 1.0, "max_difference": 0.0, "reason": ""}])
     for starred, spread in ((False, 0.01), (True, 0.06)):
         table["q1"], table["q3"] = 1 - spread, 1 + spread
-        for shown in (studies.peers_table(table), studies.sizes_table(table)):
+        for shown in (studies.libraries_table(table), studies.sizes_table(table)):
             assert shown["time"].iloc[0].endswith("*") is starred
 
 
@@ -236,13 +158,13 @@ def test_times_whose_quartiles_lie_far_apart_have_a_star():
 def test_sizes_above_the_images_go_through_them_again(exact, test_set, monkeypatch):
     passed = []
     monkeypatch.setattr(
-        sizes, "_prepare", lambda way, model, images, *_: (lambda: passed.append(len(images)) or 1.0, None)
+        sizes, "_prepare", lambda method, model, images, *_: (lambda: passed.append(len(images)) or 1.0, None)
     )
     monkeypatch.setattr(sizes, "SEQUENTIAL_LIMIT", 100)
     table = study_sizes(exact, test_set.images[:40], sizes=[100, 30, 200], repeats=2)
     assert list(table.columns) == list(SIZE_COLUMNS)
     assert table["images"].tolist() == [30] * 4 + [100] * 4 + [200] * 3  # rising; image by image only up to the limit
-    assert "sequential" not in set(table[table["images"] == 200]["way"])
+    assert "sequential" not in set(table[table["images"] == 200]["method"])
     assert table[table["images"] == 100]["seconds"].tolist() == [3.0] * 4  # 40, 40 and 20 images
     assert passed[: 4 * 2] == [30] * 8 and passed[8:11] == [40, 40, 20]
 
@@ -269,7 +191,7 @@ def test_growth_is_put_into_words(power, words):
     counts = [1_000, 10_000, 100_000]
     seconds = [(n / 1000) ** power / 10 for n in counts]
     table = pd.DataFrame(
-        {"way": "fast", "images": counts, "seconds": seconds, "q1": seconds, "q3": seconds,
+        {"method": "fast", "images": counts, "seconds": seconds, "q1": seconds, "q3": seconds,
          "peak_mib": [800.0, 801, 802], "reason": ""}
     )  # fmt: skip
     text = studies.sizes_text(table)

@@ -1,21 +1,18 @@
 import gc
-import shutil
 
 import pandas as pd
 import pytest
 import torch
 from fake_cuda import fake_cuda
 
-from transformnet_lib import GRAY_WEIGHTS, Pipeline, Run, TransformNet, benchmark, test_inference_time, timing
-from transformnet_lib.errors import ParameterError, RunError
-from transformnet_lib.machine import clock_mhz, resolve_device
+from transformnet_lib import GRAY_WEIGHTS, Pipeline, TransformNet, benchmark, test_inference_time, timing
+from transformnet_lib.errors import ParameterError
+from transformnet_lib.machine import clock_mhz
 from transformnet_lib.timing import (
     BENCHMARK_COLUMNS,
-    PATHS,
+    METHODS,
     STEP,
     Setting,
-    benchmark_run,
-    load_benchmark,
     prepare_pass,
     settings,
     summarise,
@@ -48,8 +45,8 @@ def test_the_sweep_is_the_papers_48_settings_for_both_paths():
         paper.table1()[["device", "batch_size", "shuffle", "drop_last"]].itertuples(index=False, name=None)
     )
     rows = settings(["cuda", "cpu"], num_workers=[], small_batch_sizes=[])
-    for path in PATHS:
-        table = [(row.device, row.batch_size, row.shuffle, row.drop_last) for row in rows if row.path == path]
+    for method in METHODS:
+        table = [(row.device, row.batch_size, row.shuffle, row.drop_last) for row in rows if row.method == method]
         assert table == published
         assert len(table) == 48
 
@@ -57,12 +54,12 @@ def test_the_sweep_is_the_papers_48_settings_for_both_paths():
 def test_steps_and_small_batches_are_measured_without_shuffle_and_drop_last():
     rows = settings(["cpu"], batch_sizes=[16], small_batch_sizes=[1, 2], num_workers=[0, 1, 2])
     assert len(set(rows)) == len(rows)
-    assert {row.batch_size for row in rows if row.path == "batched"} == {16, 1, 2}
-    for path in (*PATHS, STEP):
-        plain = {row.batch_size for row in rows if row.path == path and not (row.shuffle or row.drop_last)}
+    assert {row.batch_size for row in rows if row.method == "batched"} == {16, 1, 2}
+    for method in (*METHODS, STEP):
+        plain = {row.batch_size for row in rows if row.method == method and not (row.shuffle or row.drop_last)}
         assert plain - {256} == {16, 1, 2}
     others = [row for row in rows if row.shuffle or row.drop_last]
-    assert {(row.path, row.batch_size) for row in others} == {("reference", 16), ("fast", 16)}
+    assert {(row.method, row.batch_size) for row in others} == {("reference", 16), ("fast", 16)}
     assert [row.num_workers for row in rows if row.batch_size == 256] == [0, 1, 2]
 
 
@@ -81,51 +78,51 @@ def test_small_batches_are_as_many_as_at_32():
 # One pass
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_one_pass_gives_positive_seconds(model, images, dtype, num_workers, path):
+def test_one_pass_gives_positive_seconds(model, images, dtype, num_workers, method):
     images = images if dtype == "float32" else (images * 255).to(torch.uint8)
-    seconds = test_inference_time(model, images=images, path=path, num_workers=num_workers, **PASS)
+    seconds = test_inference_time(model, images=images, method=method, num_workers=num_workers, **PASS)
     assert isinstance(seconds, float)
     assert seconds > 0
 
 
-@pytest.mark.parametrize("path", [*PATHS, STEP, "graphed"])
+@pytest.mark.parametrize("method", [*METHODS, STEP, "graphed"])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("drop_last", "processed"), [(True, 48), (False, 50)])
-def test_each_path_runs_the_model_on_each_image_once(model, images, monkeypatch, path, shuffle, drop_last, processed):
+def test_each_path_runs_the_model_on_each_image_once(model, images, monkeypatch, method, shuffle, drop_last, processed):
     images = (images * 255).byte()
     options = {"batch_size": 16, "shuffle": shuffle, "drop_last": drop_last}
     with fake_cuda(monkeypatch), torch.inference_mode():
-        work = prepared(model, images, path, **options)
+        work = prepared(model, images, method, **options)
         list(work.outputs())  # an odd or even number of batches before makes no difference
         order, outputs = work.order().tolist(), [output.clone() for output in work.outputs()]
     images = images / 255
     assert [len(output) for output in outputs[:3]] == [16, 16, 16]
     outputs, expected = torch.cat(outputs), model(images).detach()
-    assert len(outputs) == processed == Setting(path, "cpu", 16, shuffle, drop_last).images(50)
+    assert len(outputs) == processed == Setting(method, "cpu", 16, shuffle, drop_last).images(50)
     torch.testing.assert_close(outputs, expected[order])
     assert len(set(order)) == processed
     assert (order == sorted(order)) != shuffle
 
 
-def prepared(model, images, path, **options) -> timing.Pass:
-    """A pass on the CPU; "graphed" is the fast path as it is on CUDA, under `fake_cuda`."""
+def prepared(model, images, method, **options) -> timing.Pass:
+    """A pass on the CPU; "graphed" is the fast method as it is on CUDA, under `fake_cuda`."""
     device = torch.device("cpu")
-    if path == "graphed":
+    if method == "graphed":
         return timing.GraphedPass(model.folded(), images, device, **options)
-    return prepare_pass(model, images=images, device=device, path=path, **{"num_workers": 0} | options)
+    return prepare_pass(model, images=images, device=device, method=method, **{"num_workers": 0} | options)
 
 
-@pytest.mark.parametrize("path", [*PATHS, STEP, "graphed"])
+@pytest.mark.parametrize("method", [*METHODS, STEP, "graphed"])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_shuffled_pass_is_compared_in_its_own_order(model, images, monkeypatch, path, num_workers):
+def test_a_shuffled_pass_is_compared_in_its_own_order(model, images, monkeypatch, method, num_workers):
     targets = model.pipeline(images)
     options = {"batch_size": 16, "shuffle": True, "drop_last": True}
-    options |= {} if path == "graphed" else {"num_workers": num_workers}
+    options |= {} if method == "graphed" else {"num_workers": num_workers}
     with fake_cuda(monkeypatch):
-        work = prepared(model, images, path, **options)
+        work = prepared(model, images, method, **options)
         assert [work.mse(targets) < 1e-12 for _ in range(3)] == [True] * 3  # each pass has another order
         assert work.mse(targets.flip(0)) > 1e-3
 
@@ -162,12 +159,12 @@ def test_a_shuffled_batch_is_not_gathered_before_its_buffers_last_copy_ended(mon
     assert batches[3].data_ptr() == source.buffers[0].data_ptr()
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_pass_leaves_the_global_generator_alone(model, images, path):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pass_leaves_the_global_generator_alone(model, images, method):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    test_inference_time(model, images=images, path=path, **PASS | {"shuffle": True})
+    test_inference_time(model, images=images, method=method, **PASS | {"shuffle": True})
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -176,15 +173,15 @@ def test_a_pass_leaves_the_global_generator_alone(model, images, path):
     [
         ({"batch_size": 0}, "batch_size: expected a whole number from 1, got 0"),
         ({"num_workers": -1}, "num_workers: expected a whole number from 0, got -1"),
-        ({"path": "magic"}, "path: expected one of reference, fast, folded, got 'magic'"),
+        ({"method": "magic"}, "method: expected one of reference, fast, folded, got 'magic'"),
         ({"device": "tpu"}, "device: expected cpu"),
         ({"batch_size": 64, "drop_last": True}, "zero batches: drop_last with batch size 64 and 50 images"),
     ],
 )
-@pytest.mark.parametrize("path", PATHS)
-def test_a_setting_that_cannot_run_is_refused(model, images, wrong, message, path):
+@pytest.mark.parametrize("method", METHODS)
+def test_a_setting_that_cannot_run_is_refused(model, images, wrong, message, method):
     with pytest.raises(ParameterError, match=message):
-        test_inference_time(model, images=images, **PASS | {"path": path} | wrong)
+        test_inference_time(model, images=images, **PASS | {"method": method} | wrong)
 
 
 @pytest.mark.parametrize("shape", [(50, 1, 32, 32), (3, 32, 32), (0, 3, 32, 32)])
@@ -245,13 +242,13 @@ def by_hand(monkeypatch):
     order = []
     monkeypatch.setattr(timing, "sequential_pass", lambda pipeline, images: order.append("sequential") or 1.0)
     monkeypatch.setattr(timing, "batched_pass", lambda *a, batch_size: order.append(f"batched {batch_size}") or 1.0)
-    monkeypatch.setattr(timing, "floor_pass", lambda *a: lambda: order.append("floor") or 1.0)
+    monkeypatch.setattr(timing, "copy_pass", lambda *a: lambda: order.append("copy") or 1.0)
 
-    def prepare(model, *, path, batch_size, **options):
-        work = prepare_pass(model, path=path, batch_size=batch_size, **options)
+    def prepare(model, *, method, batch_size, **options):
+        work = prepare_pass(model, method=method, batch_size=batch_size, **options)
         mse = work.mse
-        work.mse = lambda targets: order.append(f"check {path} {batch_size}") or mse(targets)
-        work.seconds = lambda: order.append(f"time {path} {batch_size}") or 1.0
+        work.mse = lambda targets: order.append(f"check {method} {batch_size}") or mse(targets)
+        work.seconds = lambda: order.append(f"time {method} {batch_size}") or 1.0
         return work
 
     monkeypatch.setattr(timing, "prepare_pass", prepare)
@@ -261,24 +258,24 @@ def by_hand(monkeypatch):
 def test_every_setting_has_a_row_and_the_baselines_are_exact(model, images):
     table = benchmark(model, images, **SMALL | {"batch_sizes": [16, 32], "repeats": 2, "small_batch_sizes": [1]})
     assert list(table.columns) == list(BENCHMARK_COLUMNS)
-    assert table["path"].value_counts().to_dict() == {
-        "sequential": 1, "batched": 3, "reference": 9, "fast": 9, "folded": 3, "floor": 1
+    assert table["method"].value_counts().to_dict() == {
+        "sequential": 1, "batched": 3, "reference": 9, "fast": 9, "folded": 3, "copy": 1
     }  # fmt: skip
-    assert (table.loc[table["path"].isin([*PATHS, STEP]), "mse"] < 1e-12).all()
+    assert (table.loc[table["method"].isin([*METHODS, STEP]), "mse"] < 1e-12).all()
     assert (table["reason"] == "").all()
     assert (table["threads"] == torch.get_num_threads()).all()
-    assert table.loc[0, ["path", "speedup", "images"]].tolist() == ["sequential", 1, 50]
+    assert table.loc[0, ["method", "speedup", "images"]].tolist() == ["sequential", 1, 50]
     assert (table["repeats"] == 2).all()
-    assert (table[table["path"] == "fast"]["setup_seconds"] > 0).all()
+    assert (table[table["method"] == "fast"]["setup_seconds"] > 0).all()
 
 
 def test_paths_take_turns_with_the_baseline_between_two_checks_that_are_not_timed(model, images, by_hand):
     table = benchmark(model, images, **SMALL | {"repeats": 2})
     assert by_hand[:5] == ["sequential"] * 5  # warm-up; baseline and the row of its own, twice
     first = by_hand[5 : 5 + 4 + 2 * 5 + 3]
-    checks = [f"check {path} 16" for path in (*PATHS, STEP)]
+    checks = [f"check {method} 16" for method in (*METHODS, STEP)]
     assert first[:4] == ["batched 16", *checks]  # warm-up
-    assert first[4:-3] == ["sequential", "batched 16", *(f"time {path} 16" for path in (*PATHS, STEP))] * 2
+    assert first[4:-3] == ["sequential", "batched 16", *(f"time {method} 16" for method in (*METHODS, STEP))] * 2
     assert first[-3:] == checks
     assert (table["raw_seconds"] == "1.0 1.0").all()
 
@@ -302,7 +299,7 @@ def test_the_floor_moves_all_bytes_and_only_times_that(images, size, dtype, monk
             torch.Tensor, name, lambda self, *a, f=original, n=name: moved.append((n, len(self))) or f(self, *a)
         )
     given = (images * 255).byte() if dtype == torch.uint8 else images
-    run_pass = timing.floor_pass(given, Pipeline(size), torch.device("cpu"))
+    run_pass = timing.copy_pass(given, Pipeline(size), torch.device("cpu"))
     moved.clear()
     assert run_pass() > 0
     count, (copied, *rest) = len(images), moved
@@ -315,7 +312,7 @@ def test_fast_images_stay_uint8(model, images, by_hand, monkeypatch):
     seen = {}
     prepare = timing.prepare_pass
     monkeypatch.setattr(
-        timing, "prepare_pass", lambda *a, **k: seen.update({k["path"]: k["images"].dtype}) or prepare(*a, **k)
+        timing, "prepare_pass", lambda *a, **k: seen.update({k["method"]: k["images"].dtype}) or prepare(*a, **k)
     )
     benchmark(model, (images * 255).byte(), **SMALL)
     assert seen == dict.fromkeys(("reference", "folded"), torch.float32) | {"fast": torch.uint8}
@@ -326,7 +323,7 @@ def test_a_model_that_does_not_equal_the_pipeline_is_not_timed(images):
     with torch.no_grad():
         model.mix.weight.fill_(-1)  # black
     table = benchmark(model, images, **SMALL)
-    rows = table[table["path"].isin([*PATHS, STEP])]
+    rows = table[table["method"].isin([*METHODS, STEP])]
     assert len(rows) == 9
     assert (
         rows["reason"]
@@ -336,22 +333,22 @@ def test_a_model_that_does_not_equal_the_pipeline_is_not_timed(images):
     assert rows["seconds"].isna().all()
 
 
-@pytest.mark.parametrize("path", [*PATHS, STEP])
-def test_an_output_that_changes_while_it_is_timed_leaves_no_time(model, images, by_hand, monkeypatch, path):
+@pytest.mark.parametrize("method", [*METHODS, STEP])
+def test_an_output_that_changes_while_it_is_timed_leaves_no_time(model, images, by_hand, monkeypatch, method):
     prepare = timing.prepare_pass
 
     def spoiled(model, **options):
         work = prepare(model, **options)
-        if options["path"] == path:
+        if options["method"] == method:
             work.seconds = lambda: work.network.register_forward_hook(lambda *_: _[-1] * 0.999) and 1.0
         return work
 
     monkeypatch.setattr(timing, "prepare_pass", spoiled)
     table = benchmark(model, images, **SMALL)
-    rows = table[table["path"] == path]
+    rows = table[table["method"] == method]
     assert rows["reason"].str.match(r"not measured: output off the ground truth by \S+, after the repeats by \S+").all()
     assert rows["seconds"].isna().all()
-    assert (table.loc[table["path"] != path, "reason"] == "").all()
+    assert (table.loc[table["method"] != method, "reason"] == "").all()
 
 
 def test_zero_batches_are_a_row_with_the_reason(model, images):
@@ -377,7 +374,7 @@ def test_a_device_that_fails_on_the_way_leaves_the_other_rows(model, images, mon
 
     monkeypatch.setattr(timing, "batched_pass", fail_late)
     table = benchmark(model, images, **SMALL | {"devices": [], "batch_sizes": [16, 32, 64], "repeats": 3})
-    table = table[table["path"] == "batched"].set_index("batch_size")
+    table = table[table["method"] == "batched"].set_index("batch_size")
     assert table.loc[32, "reason"] == "not measured: out of memory"
     assert pd.isna(table.loc[32, "seconds"])
     assert table["repeats"].tolist() == [3, 0, 3]
@@ -396,8 +393,8 @@ def test_a_device_that_disappears_leaves_the_other_rows(model, images, monkeypat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_rows_say_that_there_is_no_device(run):
-    cuda = load_benchmark(run).query("device == 'cuda'")
-    # 2 batch sizes × shuffle × drop_last × 2 paths, the step for 2 batch sizes, 3 ways at batch size 1, workers, floor
+    cuda = run.benchmark.table.query("device == 'cuda'")
+    # 2 batch sizes × shuffle × drop_last × 2 methods, the step for 2 batch sizes, 3 at batch size 1, workers, floor
     assert len(cuda) == 16 + 2 + 3 + 2 + 1
     assert set(cuda["reason"]) == {"not measured: no CUDA device"}
 
@@ -414,7 +411,7 @@ def test_cuda_is_timed(model, images):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_on_cuda_the_fast_path_gives_every_image_once_too(model, shuffle):
     images = torch.randint(0, 256, (1000, 3, 32, 32)).byte()
-    device, options = torch.device("cuda"), {"batch_size": 16, "drop_last": False, "num_workers": 0, "path": "fast"}
+    device, options = torch.device("cuda"), {"batch_size": 16, "drop_last": False, "num_workers": 0, "method": "fast"}
     work = prepare_pass(model, images=images, device=device, shuffle=shuffle, **options)
     with torch.inference_mode():
         order = work.order()
@@ -452,61 +449,3 @@ def test_the_clock_is_megahertz_or_none(monkeypatch):
     assert clock_mhz(torch.device("cpu")) == 1500.5
     monkeypatch.setattr("transformnet_lib.machine.Path.read_text", lambda self: "no clock here\n")
     assert clock_mhz(torch.device("cpu")) is None
-
-
-# The stage
-
-STAGE = {
-    "devices": ["cpu", "cuda"],
-    "batch_sizes": [16, 64],
-    "small_batch_sizes": [1],
-    "num_workers": [0, 1],
-    "repeats": 2,
-}
-
-
-def test_the_stage_is_read_back_in_full_precision(run):
-    table = load_benchmark(run)
-    for _, row in table[table["reason"] == ""].iterrows():
-        assert row["seconds"] == pytest.approx(sum(map(float, row["raw_seconds"].split())) / 2, rel=1e-12)  # 2 repeats
-
-
-def test_a_complete_benchmark_is_only_read(run, test_set, monkeypatch):
-    monkeypatch.setattr(timing, "benchmark", None)
-    assert benchmark_run(run, test_set, **STAGE).equals(load_benchmark(run))
-
-
-def test_an_interrupted_benchmark_goes_on_behind_the_last_group(run, test_set, tmp_path, monkeypatch):
-    mine = Run(shutil.copytree(run.path, tmp_path / "mine"))
-    options = SMALL | {"force": True}
-    measure, groups = timing.Bench.measure, []
-
-    def stop_at_the_third(bench, group):
-        groups.append(group)
-        if len(groups) == 3:
-            raise KeyboardInterrupt
-        return measure(bench, group)
-
-    monkeypatch.setattr(timing.Bench, "measure", stop_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        benchmark_run(mine, test_set, **options)
-    before = (mine.path / ".benchmark.anew" / "benchmark.csv").read_text()
-    assert Run(mine.path / ".benchmark.anew").record("benchmark")["status"] == "failed"
-    assert before.count("\n") == 1 + sum(map(len, groups[:2]))
-    table = benchmark_run(mine, test_set, **options)
-    assert (mine.path / "benchmark.csv").read_text().startswith(before)
-    assert groups[3] == groups[2]  # the one that was interrupted, again
-    rows = [Setting(*row) for row in table[list(Setting.__dataclass_fields__)].itertuples(index=False)]
-    assert rows == [setting for group in groups[:2] + groups[3:] for setting in group]
-    assert set(rows) == set(settings(["cpu"], [16], [], []))
-
-
-def test_an_untrained_run_cannot_be_timed(tmp_path, test_set):
-    with pytest.raises(RunError, match="stage train: the folder holds no run"):
-        benchmark_run(Run(tmp_path), test_set)
-
-
-def test_auto_is_measured_under_the_devices_own_name(run, test_set, tmp_path):
-    mine = Run(shutil.copytree(run.path, tmp_path / "mine"))
-    table = benchmark_run(mine, test_set, **SMALL | {"devices": ["auto"]}, force=True)
-    assert "auto" not in set(table["device"]) and resolve_device("auto").type in set(table["device"])

@@ -8,16 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from fake_cuda import fake_cuda
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import BatchSampler, DataLoader
 
-from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, Run, TrainConfig, train
-from transformnet_lib.data import split_indices
-from transformnet_lib.errors import DataError, ParameterError, RunError, TrainingError
+from transformnet_lib import GRAY_WEIGHTS, CustomDataset, EarlyStopping, TrainConfig, train
+from transformnet_lib.dataset import split_indices
+from transformnet_lib.errors import DataError, ParameterError, TrainingError
 from transformnet_lib.model import seeded_model
-from transformnet_lib.optimum import least_squares_of
-from transformnet_lib.prepared import Prepared
-from transformnet_lib.training import Trainer, finish, load_config, load_dataset, load_model, load_training
+from transformnet_lib.normal_equations import least_squares_of
+from transformnet_lib.resized import ResizedImages
+from transformnet_lib.training import Trainer, finish
 
 
 def paper(**changes) -> TrainConfig:
@@ -85,7 +84,7 @@ class PlainWhitened(torch.nn.Module):
 
     def forward(self, images):
         weights = (self.basis @ self.v).float().view(1, 3, 1, 1)
-        return self.model.flip(torch.nn.functional.conv2d(self.model.resize(images), weights))
+        return self.model.pipeline.flip(torch.nn.functional.conv2d(self.model.pipeline.resize(images), weights))
 
 
 @pytest.mark.parametrize("preset", ["paper", "precise"])
@@ -98,7 +97,7 @@ def test_losses_equal_a_plain_dataloader_loop_over_the_module(preset, train_set)
     model = seeded_model(config.seed)
     if preset == "precise":
         every, _ = next(iter(DataLoader(train_set, sampler=indices.tolist(), batch_size=len(indices))))
-        colours = model.resize(every).transpose(0, 1).reshape(3, -1).double()
+        colours = model.pipeline.resize(every).transpose(0, 1).reshape(3, -1).double()
         model = PlainWhitened(model, colours @ colours.mT / colours.shape[1])
     trained = [model.v if preset == "precise" else model.mix.weight]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
@@ -127,8 +126,8 @@ def test_losses_equal_a_plain_dataloader_loop_over_the_module(preset, train_set)
 def test_resizing_batch_by_batch_gives_the_losses_of_resizing_once(preset, train_set, monkeypatch):
     config = TrainConfig.from_preset(preset, device="cpu", epochs=2, batch_size=64)
     kept = train(train_set, config)
-    monkeypatch.setattr("transformnet_lib.prepared.KEEP_BYTES", 600 * 3 * 28 * 28 * 4 - 1)
-    assert not Prepared(train_set, torch.device("cpu")).kept
+    monkeypatch.setattr("transformnet_lib.resized.KEEP_BYTES", 600 * 3 * 28 * 28 * 4 - 1)
+    assert not ResizedImages(train_set, torch.device("cpu")).kept
     streamed = train(train_set, config)
     columns = ["train_mse", "val_mse", "red", "green", "blue"]
     assert streamed.history[columns].equals(kept.history[columns])
@@ -137,7 +136,7 @@ def test_resizing_batch_by_batch_gives_the_losses_of_resizing_once(preset, train
 def test_targets_that_are_not_cached_are_computed(train_set, monkeypatch):
     lazy = CustomDataset(data="photos", train=True, limit=600, cache=False)
     cached, kept = train(train_set, paper(epochs=1)), train(lazy, paper(epochs=1))
-    monkeypatch.setattr("transformnet_lib.prepared.KEEP_BYTES", 0)
+    monkeypatch.setattr("transformnet_lib.resized.KEEP_BYTES", 0)
     streamed = train(lazy, paper(epochs=1))
     assert lazy.targets is None
     assert cached.model.weights == kept.model.weights == streamed.model.weights
@@ -149,10 +148,10 @@ def test_known_weights_are_recovered_by_the_precise_preset(train_set):
     assert result.best_val_mse < 1e-12
 
 
-def test_a_dead_start_is_noticed_by_paper_and_survived_by_precise(train_set):
-    assert train(train_set, paper(seed=3)).dead  # seed 3 starts with three negative weights
+def test_a_start_without_gradient_is_noticed_by_paper_and_survived_by_precise(train_set):
+    assert train(train_set, paper(seed=3)).no_gradient  # seed 3 starts with three negative weights
     precise = train(train_set, TrainConfig.from_preset("precise", device="cpu", seed=3, batch_size=32))
-    assert not precise.dead
+    assert not precise.no_gradient
     np.testing.assert_allclose(precise.model.weights, GRAY_WEIGHTS, atol=2e-6)
 
 
@@ -207,56 +206,16 @@ def test_an_epoch_that_is_not_finite_is_a_miss_and_can_be_made_good(train_set, m
     assert (result.best_epoch, result.best_val_mse, len(result.history)) == (5, 0.25, 7)
 
 
-# The run directory's stage
-
-
-def test_a_run_is_read_back_as_it_was_trained(run, train_set, test_set):
-    result = load_training(run)
-    assert load_model(run).weights == result.model.weights
-    assert load_config(run) == TrainConfig.from_preset("precise", device="cpu", batch_size=32)
-    assert load_dataset(run, train=True).fingerprint == train_set.fingerprint
-    assert load_dataset(run).fingerprint == test_set.fingerprint
-
-
-def test_tensorboard_holds_the_history(run):
-    events = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    assert sorted(events.Tags()["scalars"]) == sorted(list(run.history())[1:])
-    for name in events.Tags()["scalars"]:
-        values = [(event.step, event.value) for event in events.Scalars(name)]
-        expected = list(zip(run.history()["epoch"], run.history()[name].astype(np.float32), strict=True))
-        assert values == expected
-
-
-def test_a_complete_run_is_only_read(run, train_set, monkeypatch):
-    monkeypatch.setattr(Trainer, "run_epoch", None)
-    config = TrainConfig.from_preset("precise", device="cpu", batch_size=32)
-    assert train(train_set, config, run=run).history.equals(run.history())
-
-
-def test_force_must_be_true_or_false(train_set, tmp_path):
-    with pytest.raises(ParameterError, match="force: expected True or False, got 'no'"):
-        train(train_set, paper(epochs=1), run=Run(tmp_path / "run"), force="no")
-
-
-def test_a_training_that_dies_on_the_way_is_no_dead_start(train_set):
+def test_a_gradient_lost_on_the_way_is_no_start_without_one(train_set):
     result = train(train_set, paper(lr=5.0, seed=2, batch_size=16))
-    assert result.best_epoch > 0 and not result.dead
+    assert result.best_epoch > 0 and not result.no_gradient
 
 
-def test_images_that_are_all_black_are_no_dead_start():
+def test_images_that_are_all_black_are_no_start_without_gradient():
     black = CustomDataset(data="photos", train=True, limit=100)
     black.images.zero_()
     black.targets.zero_()
-    assert not train(black, paper(epochs=1)).dead
-
-
-def test_other_parameters_are_refused_without_force_and_taken_with_it(train_set, tmp_path):
-    run = Run(tmp_path / "run")
-    train(train_set, paper(epochs=1), run=run)
-    with pytest.raises(RunError, match="epochs: 1 → 2"):
-        train(train_set, paper(epochs=2), run=run)
-    assert len(run.history()) == 1
-    assert len(train(train_set, paper(epochs=2), run=run, force=True).history) == 2
+    assert not train(black, paper(epochs=1)).no_gradient
 
 
 # Bad input
@@ -321,13 +280,13 @@ def assert_same_training(first: Trainer, second: Trainer) -> None:
     np.testing.assert_allclose(weights, others, atol=1e-5)
     assert first.best_epoch == second.best_epoch
     if first.config.preset == "precise":
-        optimum = least_squares_of(first.prepared).weights
+        optimum = least_squares_of(first.resized).weights
         for trainer in (first, second):
             np.testing.assert_allclose(trainer.best_weights["mix.weight"].flatten(), optimum, atol=1e-6)
 
 
-def trained(dataset: CustomDataset, config: TrainConfig, prepared: Prepared | None = None) -> Trainer:
-    trainer = Trainer(dataset, config, prepared=prepared)
+def trained(dataset: CustomDataset, config: TrainConfig, resized: ResizedImages | None = None) -> Trainer:
+    trainer = Trainer(dataset, config, resized=resized)
     finish(trainer)
     return trainer
 
@@ -336,7 +295,7 @@ def trained(dataset: CustomDataset, config: TrainConfig, prepared: Prepared | No
 @pytest.mark.parametrize("batch_size", [32, 64])
 def test_another_machines_rounding_and_order_of_summing_leave_the_training_as_it_is(preset, batch_size, train_set):
     config = TrainConfig.from_preset(preset, device="cpu", batch_size=batch_size, epochs=45)
-    other = Prepared(train_set, torch.device("cpu"))
+    other = ResizedImages(train_set, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     up = torch.randint(2, other.inputs.shape, generator=generator, dtype=torch.bool)
     other.inputs = torch.where(up, other.inputs.nextafter(torch.ones(())), other.inputs)  # resized with other rounding
@@ -392,14 +351,6 @@ def test_grey_images_are_refused_by_precise(train_set):
     grey.images[:] = grey.images[:, :1]
     with pytest.raises(DataError, match="the training images are grey"):
         train(grey, TrainConfig.from_preset("precise", device="cpu"))
-
-
-def test_a_forced_training_that_cannot_start_keeps_what_is_there(train_set, tmp_path):
-    run = Run(tmp_path / "run")
-    train(train_set, paper(epochs=1), run=run)
-    with pytest.raises(ParameterError):
-        train(CustomDataset(data="photos", train=True, limit=4), paper(), run=run, force=True)
-    assert len(run.history()) == 1
 
 
 def test_too_few_images_are_refused():

@@ -8,7 +8,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "data": ["CustomDataset", "batch_loader", "load_images"],
+        "dataset": ["CustomDataset", "batch_loader"],
+        "images": ["load_images"],
         "model": ["TransformNet"],
         "normal_equations": ["least_squares"],
         "pipeline": ["GRAY_WEIGHTS", "Pipeline"],

@@ -7,7 +7,7 @@ import pandas as pd
 import skimage
 import torch
 
-from .data import CustomDataset
+from .dataset import CustomDataset
 from .errors import ParameterError
 from .machine import resolve_device
 from .model import TransformNet

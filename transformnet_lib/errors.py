@@ -48,7 +48,3 @@ class Interrupted(TransformnetError):
 
 class NotebookError(TransformnetError):
     """A notebook failed or did not run to its end."""
-
-
-class ExportError(TransformnetError):
-    """A notebook could not be turned into HTML or PDF."""

@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import CustomDataset, decode_image
+from .dataset import CustomDataset
 from .errors import TransformnetError
 from .figures import distance_curves, error_colours, history_curves, loss_contours, png
 from .findings.learning import weights_table
 from .findings.text import scientific
+from .images import decode_image
 from .model import TransformNet
 from .normal_equations import mse_of
 from .pipeline import Pipeline, to_float
@@ -71,9 +72,8 @@ def weight_sliders(dataset: CustomDataset, presets: Mapping[str, Sequence[float]
     with cached targets the first `MOST_IMAGES` images are used.
     """
     images, targets = dataset.images[:MOST_IMAGES], dataset.targets[:MOST_IMAGES].flatten()
-    geometry = TransformNet(dataset.pipeline)
-    with torch.inference_mode():
-        colours = geometry.flip(geometry.resize(to_float(images))).transpose(0, 1).flatten(1).contiguous()
+    resized = dataset.pipeline.flip(dataset.pipeline.resize(to_float(images)))
+    colours = resized.transpose(0, 1).flatten(1).contiguous()
     size = (len(images), *dataset.pipeline.size)
     limit = max(1.0, *(abs(weight) for weights in presets.values() for weight in weights))
     preset = widgets.Dropdown(options=list(presets), description="weights of")

@@ -17,9 +17,9 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import IMAGE_SUFFIXES, decode_image, image_files
 from .errors import DataError, ParameterError, RunError
 from .files import check_path, drop_leftovers, locked, read_file, write_atomic
+from .images import IMAGE_SUFFIXES, decode_image, image_files
 from .machine import resolve_device
 from .model import FoldedTransformNet, TransformNet
 from .run import MAX_TEXT_BYTES, Run

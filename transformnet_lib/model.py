@@ -30,21 +30,13 @@ class TransformNet(nn.Module):
         """The three learned weights, for red, green and blue."""
         return tuple(self.mix.weight.detach().flatten().double().tolist())
 
-    def resize(self, images: Tensor) -> Tensor:
-        """Bilinear, antialiased resize to `(batch, 3, *pipeline.size)`, as the ground truth does it."""
+    def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ParameterError(
                 "expected float images of shape (batch, 3, height, width), "
                 f"got {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             )
-        return F.interpolate(images, self.pipeline.size, mode="bilinear", antialias=True, align_corners=False)
-
-    def flip(self, images: Tensor) -> Tensor:
-        """Reverse the axes that the pipeline reverses."""
-        return images.flip(self.pipeline.flip_axes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.flip(self.mix(self.resize(images))).clamp(0, 1)
+        return self.pipeline.flip(self.mix(self.pipeline.resize(images))).clamp(0, 1)
 
     def folded(self) -> "FoldedTransformNet":
         """The same function for inference, many times faster, with the weights as they are now."""
@@ -98,17 +90,10 @@ class FoldedTransformNet(nn.Module):
         self.kept = {}
 
     def axis_matrix(self, size: int, axis: int, device: torch.device) -> Tensor:
-        """What the pipeline does to the rows (axis -2) or columns (-1) of an image, as `(pipeline.size[axis], size)`.
-
-        PyTorch's own resize of the unit matrix, in the same dtype and on the same device as the image's: in float32
-        the taps of a large image are rounded, and these must be rounded alike. In half precision no CPU resizes.
-        """
+        """The pipeline's `axis_matrix` `(pipeline.size[axis], size)` in the weights' dtype."""
+        # No CPU resizes in half precision
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
-        unit = torch.eye(size, dtype=dtype, device=device)[None, None]
-        new_size = (self.pipeline.size[axis], size)
-        matrix = F.interpolate(unit, new_size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
-        matrix = matrix.to(self.weights.dtype)
-        return matrix.flip(0) if axis in self.pipeline.flip_axes else matrix
+        return self.pipeline.axis_matrix(size, axis, dtype=dtype, device=device).to(self.weights.dtype)
 
     @torch.inference_mode(False)  # else what is kept could not be used where gradients are wanted
     def fold(self, images: Tensor) -> tuple[Tensor | dict[str, Tensor], Tensor | None, bool]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .data import CustomDataset, split_indices
+from .dataset import CustomDataset, split_indices
 from .errors import DataError
 from .pipeline import GRAY_WEIGHTS
 from .resized import CHUNK, ResizedImages

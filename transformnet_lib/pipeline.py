@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import ParameterError
 
@@ -51,6 +52,25 @@ class Pipeline:
         """The tensor axes that are reversed: -1 for the horizontal flip, -2 for the vertical one."""
         return (-1,) * self.hflip + (-2,) * self.vflip
 
+    def resize(self, images: Tensor) -> Tensor:
+        """Resize float images `(batch, channels, height, width)` to `(batch, channels, *size)`, as `v2.Resize` does."""
+        return _resized(images, self.size)
+
+    def flip(self, images: Tensor) -> Tensor:
+        """Reverse the axes of images `(..., height, width)` that the pipeline reverses."""
+        return images.flip(self.flip_axes)
+
+    def axis_matrix(self, side: int, axis: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """What `resize` and `flip` do to the rows (axis -2) or columns (-1) of an image, as `(size[axis], side)`.
+
+        `side` is how many rows or columns the image has. The matrix is PyTorch's own resize of the unit matrix in the
+        image's dtype and on its device: in float32 the taps of a large image are rounded, and these must be rounded
+        alike.
+        """
+        unit = torch.eye(side, dtype=dtype, device=device)[None, None]
+        matrix = _resized(unit, (self.size[axis], side))[0, 0]
+        return matrix.flip(0) if axis in self.flip_axes else matrix
+
     def compose(self):
         """The pipeline as the torchvision `v2.Compose` that a user would write."""
         from torchvision.transforms import v2  # here: its import takes over a second, and who reads runs needs none
@@ -69,6 +89,10 @@ class Pipeline:
     def to_dict(self) -> dict:
         """The fields as plain JSON values."""
         return {**asdict(self), "size": list(self.size)}
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -24,21 +24,21 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
 
 from . import errors
-from .data import check_source
 from .display import NUMBERS
-from .errors import ExportError, Interrupted, NotebookError, ParameterError, RunError
-from .export import HTMLReportExporter, PDFReportExporter
+from .errors import Interrupted, NotebookError, ParameterError, RunError
+from .export import ExportError, HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_together
 from .findings.text import listed
+from .images import check_source
 from .machine import available_devices, resolve_device
+from .resources import NOTEBOOKS, PACKAGE
 from .run import is_complete, is_current, is_marked, mark_for_remaking, read_run, read_runs
 from .timing import check_sweep
 from .training import TrainConfig
 
 papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see whether there is IPv6
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ROOT / "notebooks"
+ROOT = PACKAGE.parent  # what must be on sys.path to import this library
 STAGES = ("train", "compare", "benchmark")
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
@@ -77,7 +77,7 @@ def execute(
     unfinished: Path | None = None,
     doing: str = "",
 ) -> None:
-    """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
+    """Execute the project's notebook `<name>.ipynb` with `parameters` into `output`, in the working directory.
 
     Raises ParameterError for one that the notebook doesn't have, Interrupted after Ctrl-C, and NotebookError, with the
     cell's own error line, if any cell fails or is not reached. What was executed until then is kept as `unfinished`, by
@@ -85,8 +85,6 @@ def execute(
     instead of the name.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
-    if not source.exists():
-        raise NotebookError(f"{source}: no such notebook; install the project from its clone (pip install -e .)")
     known = papermill.inspect_notebook(_literal(source))
     if unknown := [key for key in parameters if key not in known]:
         raise ParameterError(f"{name}: unknown parameter {', '.join(unknown)}; it has {', '.join(known)}")

@@ -9,8 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .data import CustomDataset, check_pairs
-from .model import seeded_model
+from .dataset import CustomDataset, check_pairs
 from .pipeline import to_float
 
 KEEP_BYTES = 2**30  # of resized colours: 114,000 images of 28×28 pixels; more are resized anew for each batch
@@ -27,7 +26,6 @@ class ResizedImages:
     def __init__(self, dataset: CustomDataset, device: torch.device, *, keep: bool = True):
         check_pairs(dataset)
         self.dataset, self.device = dataset, device
-        self.geometry = seeded_model(0, dataset.pipeline)  # for its resize and flips; its weights are not used
         self.pixels = math.prod(dataset.pipeline.size)
         self.kept = keep and len(dataset) * 3 * self.pixels * 4 <= KEEP_BYTES  # 4 bytes a float32
         # Where `gather` wants its indices: beside what it picks from.
@@ -44,12 +42,10 @@ class ResizedImages:
 
     def _compute(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Colours `(3, count, pixels)` and targets `(count, pixels)`, float32, straight from the data set."""
+        pipeline = self.dataset.pipeline
         images = to_float(self.dataset.images[indices].to(self.device)).float()
-        if self.dataset.targets is None:
-            targets = self.dataset.pipeline(images)
-        else:
-            targets = self.dataset.targets[indices].to(self.device)
-        colours = self.geometry.flip(self.geometry.resize(images))
+        targets = pipeline(images) if self.dataset.targets is None else self.dataset.targets[indices].to(self.device)
+        colours = pipeline.flip(pipeline.resize(images))
         return colours.flatten(2).transpose(0, 1), targets.flatten(1)
 
     def gather(self, indices: Tensor, inputs: Tensor, targets: Tensor) -> None:

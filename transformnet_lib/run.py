@@ -29,7 +29,7 @@ import torch
 from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeFloat, PositiveInt
 
 from .comparison import EXAMPLE_ARRAYS
-from .data import CustomDataset
+from .dataset import CustomDataset
 from .errors import ParameterError, RunError, one_line
 from .files import check_path, drop_leftovers, is_leftover, locked, read_file, write_atomic
 from .libraries import LIBRARY_COLUMNS
@@ -37,6 +37,7 @@ from .machine import environment, git_commit
 from .model import TransformNet
 from .normal_equations import LeastSquares
 from .pipeline import Pipeline
+from .resources import REFERENCE
 from .seeds import SEED_COLUMNS
 from .sizes import SIZE_COLUMNS
 from .timing import BENCHMARK_COLUMNS
@@ -49,7 +50,6 @@ STAGE_FILES = {  # all that is ever removed from a stage's folder
     "benchmark.csv", "seeds.csv", "libraries.csv", "sizes.csv", "stage.json", *(f"{name}.ipynb" for name in STAGES),
     ".ipynb_checkpoints", ".DS_Store",  # which JupyterLab and macOS leave where somebody looked
 }  # fmt: skip
-REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs that are shipped with the project
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked
 MAX_TEXT_BYTES = 2**24  # 16 MiB, of JSON and CSV, which grow when they are parsed

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from .data import CustomDataset
+from .dataset import CustomDataset
 from .errors import DataError, ParameterError
 from .machine import resolve_device
 from .normal_equations import least_squares_of

@@ -1,8 +1,8 @@
 """The four stages of a run: each does its work into the run directory, in one form.
 
-`<name>_stage(run_dir, …, force=False) -> Run`: the training and the stage, as they are then read. Parameters are checked
-before anything is written. A stage that is complete is only read; one that was stopped goes on after its last epoch,
-group of rows, seed or table.
+`<name>_stage(run_dir, …, force=False) -> Run`: the training and the stage, as they are then read. Parameters are
+checked before anything is written. A stage that is complete is only read; one that was stopped goes on after its last
+epoch, group of rows, seed or table.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .comparison import check_indices, compare
-from .data import CustomDataset, check_pairs, split_indices
+from .dataset import CustomDataset, check_pairs, split_indices
 from .errors import DataError, Interrupted, ParameterError, RunError
 from .libraries import LIBRARY_COLUMNS, study_libraries
 from .machine import resolve_device

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from .data import BatchIndices, batch_loader
+from .dataset import BatchIndices, batch_loader
 from .errors import ParameterError
 from .machine import available_devices, clock_mhz, resolve_device, synchronize
 from .model import TransformNet
@@ -178,7 +178,8 @@ def test_inference_time(
     `method="reference"` is the paper's protocol: a DataLoader over a TensorDataset of float32 images, the eager model
     in eval mode, the copy to the device inside the clock. `method="fast"` is what this library recommends, with the
     images stored as they are given (uint8 is the faster). What is done once per use is outside the clock: the
-    conversion to float32 of the other methods, moving or folding the model, building the loader, pinning, graph capture.
+    conversion to float32 of the other methods, moving or folding the model, building the loader, pinning, graph
+    capture.
     Raises ParameterError for a setting that cannot be run.
     """
     return prepare_pass(

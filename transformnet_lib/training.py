@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import CustomDataset, split_indices
+from .dataset import CustomDataset, split_indices
 from .errors import ParameterError, TrainingError
 from .machine import resolve_device, synchronize
 from .model import TransformNet, seeded_model

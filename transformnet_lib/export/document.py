@@ -24,7 +24,7 @@ import bs4
 import mistune
 import PIL.Image
 
-from ..errors import ExportError
+from .errors import ExportError
 
 FLOATS = {"fig": "Figure", "tab": "Table"}  # label prefix → the word before the number
 IMAGES = ("image/svg+xml", "image/png", "image/jpeg")  # best first: vectors print sharp

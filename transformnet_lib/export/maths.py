@@ -10,7 +10,7 @@ from html import escape
 import tylax
 import typst
 
-from ..errors import ExportError
+from .errors import ExportError
 
 OPTIONS = tylax.L2TOptions(frac_to_slash=False, prefer_shorthands=False)
 PLACEHOLDER = 0xE000  # private-use characters pass through tylax untouched; text is parked behind them

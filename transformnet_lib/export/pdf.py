@@ -10,9 +10,9 @@ from pathlib import Path
 
 import typst
 
-from ..errors import ExportError
 from . import maths
 from .document import PROSE_COLUMN, Document, Node, is_short, plain
+from .errors import ExportError
 from .maths import literal
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"

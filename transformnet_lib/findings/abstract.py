@@ -121,7 +121,7 @@ def _spoiled(place: Place) -> str:
 def subject(runs: Sequence[Run]) -> str:
     """What is measured, and whether that is what the paper measured; cites the report's reference 1."""
     pipeline, size = runs[0].pipeline, runs[0].train.images.size
-    theirs = pipeline == Pipeline() and size == [32, 32]
+    theirs = pipeline == Pipeline() and size == (32, 32)
     origin = (
         "are those of “the paper” [[1]](#ref-1), measured anew."
         if theirs

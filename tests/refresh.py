@@ -15,10 +15,10 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from .display import NUMBERS, WIDGET
-from .errors import NotebookError, TransformnetError
-from .files import write_atomic
-from .report import NOTEBOOKS, ROOT, OwnKernelManager
+from transformnet_lib.display import NUMBERS, WIDGET
+from transformnet_lib.errors import NotebookError, TransformnetError
+from transformnet_lib.files import write_atomic
+from transformnet_lib.report import NOTEBOOKS, ROOT, OwnKernelManager
 
 CLOCK = "nbval-ignore-output"
 

@@ -7,7 +7,7 @@ import papermill
 import pytest
 from typer.testing import CliRunner
 
-from transformnet_lib import cli, report, runs
+from transformnet_lib import cli, report, run
 from transformnet_lib.errors import Interrupted, TransformnetError
 from transformnet_lib.export import ExportError
 from transformnet_lib.report import NOTEBOOKS
@@ -34,13 +34,6 @@ def test_each_command_has_its_notebooks_parameters_as_options(command, names):
     assert options == parameters - {"num_workers", "small_batch_sizes"}  # whose sweeps are the notebook's to choose
 
 
-def test_every_notebook_parameter_is_typed_and_explained():
-    for path in NOTEBOOKS.glob("*.ipynb"):
-        for parameter in papermill.inspect_notebook(path).values():
-            assert parameter["inferred_type_name"] not in ("", "None"), (path.name, parameter)
-            assert len(parameter["help"]) > 10, (path.name, parameter)
-
-
 @pytest.mark.parametrize("arguments", [["train", "--run-dir"], ["report", "--run"], ["report", "--out"], ["export"]])
 def test_an_empty_path_is_not_taken_for_the_working_directory(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
@@ -52,7 +45,7 @@ def test_an_empty_path_is_not_taken_for_the_working_directory(tmp_path, monkeypa
 def test_help_does_not_load_torch():
     code = "import sys, transformnet_lib.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert "report" in call("--help").stdout
+    assert "report" in CliRunner().invoke(cli.app, ["--help"]).stdout
 
 
 def test_importing_the_library_does_not_load_torch_but_names_all():
@@ -67,34 +60,33 @@ def test_importing_the_library_does_not_load_torch_but_names_all():
     [
         (["train", "--run-dir", "r", "--device", "tpu"], "device: expected cpu, cuda, cuda:N, mps or auto, got 'tpu'"),
         (["train", "--run-dir", "r", "--data", "folder:nowhere"], "nowhere is not a folder"),
-        (["compare", "--run-dir", "r"], "stage train: there is no such folder"),
-        (["report", "--run", "r"], "stage train: there is no such folder"),
+        (["compare", "--run-dir", "r"], "r: there is no such folder"),
+        (["report", "--run", "r"], "r: there is no such folder"),
         (["report", "--run", "r", "--limit", "5"], "--limit: only for making runs"),
         (["report", "--device", "cpu", "--device", "tpu"], "device: expected cpu"),
         (["report", "--repeats", "0"], "repeats: expected a whole number from 1, got 0"),
         (["report", "--limit", "0"], "limit: expected a whole number from 1"),
         (["report", "--preset", "best"], "preset: expected one of paper, precise, got 'best'"),
         (["report", "--data", "folder:nowhere"], "nowhere is not a folder; expected nowhere/train/ and nowhere/test/"),
-        (
-            ["train", "--run-dir", "r", "--data", b"folder:im\xff"],
-            "data: expected a path in UTF-8, got 'im\\udcff'",
-        ),
-        (["report", "--data-path", b"d\xff"], "data_path: expected a path in UTF-8, got 'd\\udcff'"),
-        (["report", "--run", b"r\xff"], "run_dir: expected a path in UTF-8, got 'r\\udcff'"),
-        (["compare", "--run-dir", b"r\xff"], "run_dir: expected a path in UTF-8, got 'r\\udcff'"),
-        (["report", "--run", "r", "--out", b"o\xff"], "out: expected a path in UTF-8, got 'o\\udcff'"),
-        (["data", "cifar10", "--data-path", b"d\xff"], "data_path: expected a path in UTF-8, got 'd\\udcff'"),
+        (["train", "--run-dir", "r", "--data", "folder:im\udcff"], "data: expected a path in UTF-8, got 'im\\udcff'"),
+        (["report", "--data-path", "d\udcff"], "data_path: expected a path in UTF-8, got 'd\\udcff'"),
+        (["report", "--run", "r\udcff"], "run_dir: expected a path in UTF-8, got 'r\\udcff'"),
+        (["compare", "--run-dir", "r\udcff"], "run_dir: expected a path in UTF-8, got 'r\\udcff'"),
+        (["report", "--run", "r", "--out", "o\udcff"], "out: expected a path in UTF-8, got 'o\\udcff'"),
+        (["data", "cifar10", "--data-path", "d\udcff"], "data_path: expected a path in UTF-8, got 'd\\udcff'"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status_other_than_0(tmp_path, monkeypatch, arguments, message):
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    done = call(*arguments)
+    error = CliRunner().invoke(cli.app, arguments).exception
+    assert isinstance(error, TransformnetError) and message in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_one_line_and_a_status_other_than_0(tmp_path):
+    done = call("train", "--run-dir", tmp_path / "r", "--data", b"folder:im\xff")
     assert done.returncode == 1
-    assert message in done.stderr
-    last = done.stderr.replace("\r", "\n").strip().splitlines()[-1].strip()
-    assert last.startswith("error: ")
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "r" / "run.json").exists()
+    assert done.stderr == ("error: data: expected a path in UTF-8, got 'im\\udcff'; rename the folder\n")
 
 
 @pytest.mark.parametrize("form", [TransformnetError, ExportError, Interrupted])
@@ -116,26 +108,37 @@ def test_a_message_does_not_quote_without_end():
 
 
 def test_unknown_options_are_refused():
-    done = call("train", "--run-dir", "r", "--colour", "red")
-    assert done.returncode == 2
-    assert "--colour" in done.stderr
+    done = CliRunner().invoke(cli.app, ["train", "--run-dir", "r", "--colour", "red"])
+    assert done.exit_code == 2 and "--colour" in done.output
 
 
-def test_a_forced_report_that_was_made_can_be_forced_again(monkeypatch, tmp_path, capsys):
-    note = tmp_path / report.FORCED
-
-    def make_runs(devices, runs_dir, **options):
-        report.forced_over(runs_dir, ["the same"], [None])
-        return []
-
+def test_a_report_says_its_answer_and_where_times_are_useless(monkeypatch, tmp_path, capsys):
     def make_report(runs, out, **options):
-        assert note.exists()
         (tmp_path / "report.json").write_text('{"answer": "Yes. And more.", "places": {"cpu": {"spoiled": true}}}')
         return [tmp_path / "report.json"]
 
-    monkeypatch.setattr(report, "make_runs", make_runs)
+    monkeypatch.setattr(report, "make_runs", lambda *_, **__: [])
     monkeypatch.setattr(report, "make_report", make_report)
-    monkeypatch.setattr(runs, "shipped_runs", lambda made: [])
-    cli.report(force=True, runs_dir=tmp_path, out=tmp_path)
+    monkeypatch.setattr(run, "shipped_runs", lambda made: [])
+    cli.report(runs_dir=tmp_path, out=tmp_path)
     assert capsys.readouterr().err == "Yes.\ncpu: most rows were disturbed, so the times say little\n"
-    assert not note.exists()
+
+
+def test_a_report_hands_its_options_to_the_stages(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(report, "run_stage", lambda name, run_dir, given: asked.append((name, run_dir.name, given)))
+    monkeypatch.setattr(report, "make_report", lambda made, out, **front: sys.exit(3))
+    monkeypatch.setattr(run, "read_runs", lambda made: [])
+    monkeypatch.setattr(run, "shipped_runs", lambda made: [])
+    images = tmp_path / "images"
+    for split in ("train", "test"):
+        (images / split).mkdir(parents=True)
+    arguments = ["report", "--device", "cpu", "--data", f"folder:{images}", "--output-size", "64", "--no-hflip",
+                 "--preset", "precise", "--limit", "60", "--epochs", "4", "--repeats", "1", "--study"]  # fmt: skip
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 3
+    assert [name for name, _, _ in asked] == ["train", "compare", "benchmark", "study"]
+    assert {label for _, label, _ in asked} == {"precise-cpu"}
+    wanted = {"device": "cpu", "data": f"folder:{images}", "output_size": 64, "hflip": False, "preset": "precise",
+              "limit": 60, "epochs": 4}  # fmt: skip
+    assert asked[0][2] == wanted
+    assert asked[2][2]["repeats"] == 1 and asked[3][2]["seeds"] == 20

@@ -10,7 +10,7 @@ import pytest
 from test_export import REPORT, prose, to_html
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")]
 
 # Reports what the page shows; added by the test only, the report itself has no script.
 PROBE = """<script>

@@ -80,6 +80,7 @@ def test_importing_every_module_opens_no_socket_and_writes_no_file(tmp_path):
     assert len([name for name in left if name not in made]) <= 1  # the list of fonts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("strace"), reason="no strace on the PATH")
 def test_no_system_call_of_a_stage_reaches_another_machine(tmp_path):
     log = tmp_path / "calls.log"

@@ -12,13 +12,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from transformnet_lib.runs import reference_run
 
 from transformnet_lib.images import decode_image
 from transformnet_lib.report import NOTEBOOKS, ROOT
+from transformnet_lib.run import reference_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")]
 
 BIN = Path(sys.executable).parent
 SECONDS = 120  # that anything may take, on a machine busy with other things
@@ -168,7 +168,7 @@ def test_explore_follows_the_hand(page, lab):
 
 
 def test_tensorboard_shows_the_curves(page):
-    command = [BIN / "tensorboard", "--logdir", reference_run().path, "--port", "0"]
+    command = [BIN / "tensorboard", "--logdir", reference_run(), "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         address = next(match[0] for line in server.stderr if (match := re.search(r"http://\S+", line)))

@@ -1,23 +1,17 @@
 """The notebooks as papermill runs them: every parameter is explained and checked; the files of presets fit."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import nbformat
 import papermill
 import papermill.cli
 import pytest
 import yaml
 from click.testing import CliRunner
+from conftest import command, run_cells
 
-from transformnet_lib import Pipeline, Run, TrainConfig
+from transformnet_lib import Pipeline, TrainConfig
 from transformnet_lib.cli import full_sweep
 from transformnet_lib.errors import TransformnetError
 from transformnet_lib.report import NOTEBOOKS
 
-BIN = Path(sys.executable).parent
 STAGES = ("train", "compare", "benchmark", "study")
 WRONG = {"str": 5, "int": "many", "bool": "no", "list": "0, 1", "float": "high"}  # for each type
 
@@ -29,16 +23,6 @@ def parameters(name: str) -> dict[str, dict]:
 def wrong(type_name: str) -> object:
     """A value that none of the types in an annotation takes."""
     return next(value for kind, value in WRONG.items() if kind in type_name)
-
-
-def execute(name: str, **given) -> None:
-    """Run the code cells of a notebook here, with parameters; up to the first error."""
-    names = {"__name__": "__main__"}
-    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, names)
-            if "parameters" in cell.metadata.get("tags", []):
-                names |= given
 
 
 @pytest.mark.parametrize(
@@ -56,15 +40,9 @@ def test_a_value_of_the_wrong_type_is_one_clear_line_and_writes_nothing(
     value = wrong(type_name)
     given = {"runs": [str(run.path)]} if name == "report" else {"run_dir": "r" if name == "train" else str(run.path)}
     with pytest.raises(TransformnetError, match=rf"{parameter}\b.*{value!r}") as caught:
-        execute(name, **given | {parameter: value})
+        run_cells(name, **given | {parameter: value})
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def papermill_in(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [BIN / "papermill", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
@@ -100,21 +78,10 @@ def test_the_papers_presets_are_what_the_commands_do():
     assert timed == {"run_dir": train["run_dir"]} | full_sweep()
 
 
-def test_a_preset_runs_from_any_folder_and_one_value_of_it_can_be_changed(tmp_path):
-    (tmp_path / "out").mkdir()
-    done = papermill_in(tmp_path, NOTEBOOKS / "train.ipynb", "out/trained.ipynb", "-f", NOTEBOOKS / "params/quick.yaml",
-                        "-p", "seed", 3, "-p", "limit", 300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    stage = Run(tmp_path / "runs/quick-look").stage_info("train")
-    assert [stage["parameters"][name] for name in ("preset", "epochs", "seed")] == ["precise", 3, 3]
-    assert stage["images"]["count"] == 300
-    assert "unknown parameter" not in done.stderr
-
-
+@pytest.mark.slow
 def test_a_refused_value_is_status_1_one_line_and_no_run(tmp_path):
-    done = papermill_in(
-        tmp_path, NOTEBOOKS / "train.ipynb", "trained.ipynb", "-p", "hflip", "true", "-p", "run_dir", "r"
-    )
+    done = command("papermill", NOTEBOOKS / "train.ipynb", "trained.ipynb", "-p", "hflip", "true", "-p", "run_dir", "r",
+                   cwd=tmp_path)  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "ParameterError: hflip: expected True or False, got 'true'"
     assert [path.name for path in tmp_path.iterdir()] == ["trained.ipynb"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from transformnet_lib.runs import reference_run
+
+from transformnet_lib.run import read_run, reference_run
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -81,9 +82,9 @@ def test_committed_notebooks_are_executed_without_errors_progress_bars_or_paths(
 
 
 def test_the_reference_run_is_complete_and_small():
-    run = reference_run()
-    run.require("train", "compare", "benchmark")
-    assert run.stage_info("train")["images"]["count"] == 2000
+    run = read_run(reference_run())
+    assert list(run.stages) == ["train", "compare", "benchmark"]
+    assert run.train.images.count == 2000
     assert sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) < 500_000
 
 

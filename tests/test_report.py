@@ -11,15 +11,16 @@ import bs4
 import nbformat
 import pypdf
 import pytest
+import refresh
 from conftest import command
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-from transformnet_lib.runs import reference_run
 
 import transformnet_lib
-from transformnet_lib import Run, paper, refresh
+from transformnet_lib import paper, read_run
 from transformnet_lib.errors import NotebookError, ParameterError, RunError
 from transformnet_lib.findings.text import scientific, spread_text, times_text
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
+from transformnet_lib.run import reference_run
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +45,11 @@ def test_no_process_of_the_report_asks_another_machine_for_anything(made):
 
 
 def test_each_run_has_its_stages_and_notebooks(made):
-    for label, stages in (("cpu", {"train", "compare", "benchmark"}), ("cpu-precise", {"train", "compare"})):
-        run = Run(made / "runs" / label)
-        assert {name for name, stage in run.info["stages"].items() if stage["status"] == "complete"} == stages
+    for label, stages in (("paper-cpu", ["train", "compare", "benchmark"]), ("precise-cpu", ["train", "compare"])):
+        run = read_run(made / "runs" / label)
+        assert (list(run.stages), run.unfinished) == (stages, {})
         for stage in stages:
-            check_executed(run.path / f"{stage}.ipynb")
+            check_executed(run.path / stage / f"{stage}.ipynb")
 
 
 def test_title_and_author_are_shown_as_they_were_given(page, made):
@@ -115,23 +116,22 @@ def test_table_1_has_the_papers_times_beside_ours(page, pdf_text):
     assert all(measured.fullmatch(row[column]) for row in rows for column in (6, 8))
     for row in rows:
         assert row[4] in pdf_text and row[6] in pdf_text and row[8] in pdf_text
-    assert "24 settings on cuda in run cpu have no time (not measured: no CUDA device)" in table.get_text()
+    assert "24 settings on cuda in run paper-cpu have no time (not measured: no CUDA device)" in table.get_text()
 
 
 def test_the_first_page_says_what_was_measured_where(made, page):
     text = page.find("main").get_text()
-    stage = Run(made / "runs/cpu").stage_info("train")
-    for fact in ("photos", stage["environment"]["cpu"], stage["environment"]["torch"], stage["commit"][:12]):
+    stage = read_run(made / "runs/paper-cpu").train
+    for fact in ("photos", stage.environment.cpu, stage.environment.torch, stage.commit[:12]):
         assert fact in text
-    assert stage["started"][:10] in text
+    assert stage.started.date().isoformat() in text
 
 
 def test_numbers_in_prose_come_from_the_run_files(made, page):
-    run = Run(made / "runs/cpu-precise")
-    results = run.stage_info("compare")["results"]
+    mse = scientific(read_run(made / "runs/precise-cpu").compare.test_mse)
     abstract = page.find(class_="abstract").get_text()
-    assert f"the MSE is {scientific(results['test_mse'])}" in abstract
-    assert f"(MSE {scientific(results['test_mse'])} over 2,000 test images, preset precise, changed: " in abstract
+    assert f"the MSE is {mse}" in abstract
+    assert f"(MSE {mse} over 2,000 test images, preset precise, changed: " in abstract
 
 
 def test_the_page_needs_no_other_host(page):
@@ -145,28 +145,36 @@ def test_the_page_needs_no_other_host(page):
 
 
 def test_the_same_command_again_only_reads_what_is_complete(made):
-    before = (made / "runs/cpu/benchmark.csv").stat().st_mtime_ns
-    done = command("transformnet", "benchmark", "--run-dir", "runs/cpu", "--device", "cpu", "--device", "cuda",
+    files = [made / "runs/paper-cpu/benchmark" / name for name in ("benchmark.csv", "stage.json", "benchmark.ipynb")]
+    before = [file.stat().st_mtime_ns for file in files]
+    done = command("transformnet", "benchmark", "--run-dir", "runs/paper-cpu", "--device", "cpu", "--device", "cuda",
                    "--repeats", 2, cwd=made)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert (made / "runs/cpu/benchmark.csv").stat().st_mtime_ns == before
+    shown = "benchmark: was complete in runs/paper-cpu/benchmark, with its notebook benchmark.ipynb\n"
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
+    assert [file.stat().st_mtime_ns for file in files] == before
 
 
 def test_other_parameters_are_one_line_and_leave_the_run_as_it_is(made):
-    before = (made / "runs/cpu/run.json").read_bytes()
-    done = command("transformnet", "train", "--run-dir", "runs/cpu", "--data", "photos", "--limit", 300, cwd=made)
+    def content() -> dict:
+        return {path: path.read_bytes() for path in (made / "runs/paper-cpu/train").iterdir() if path.is_file()}
+
+    before = content()
+    done = command("transformnet", "train", "--run-dir", "runs/paper-cpu", "--data", "photos", "--limit", 300, cwd=made)
     assert done.returncode == 1
     assert "made with other parameters" in done.stderr
     assert "Traceback" not in done.stderr
-    assert (made / "runs/cpu/run.json").read_bytes() == before
+    assert content() == before
 
 
-def test_papermill_and_nbconvert_work_by_themselves(tmp_path):
+def test_papermill_and_nbconvert_work_by_themselves_with_a_file_of_parameters_from_any_folder(tmp_path):
     notebook = tmp_path / "trained.ipynb"
-    done = command("papermill", NOTEBOOKS / "train.ipynb", notebook, "-p", "limit", 300, "-p", "epochs", 2,
-                   "-p", "run_dir", "r", "-p", "device", "cpu", cwd=tmp_path)  # fmt: skip
+    done = command("papermill", NOTEBOOKS / "train.ipynb", notebook, "-f", NOTEBOOKS / "params/quick.yaml",
+                   "-p", "seed", 3, "-p", "limit", 300, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(Run(tmp_path / "r").history()) == 2
+    assert "unknown parameter" not in done.stderr
+    trained = read_run(tmp_path / "runs/quick-look").train
+    assert (trained.config.preset, trained.config.epochs, trained.config.seed) == ("precise", 3, 3)
+    assert trained.images.count == 300
     for name in ("html", "pdf"):
         done = command("jupyter", "nbconvert", "--to", f"transformnet-{name}", notebook, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -200,28 +208,30 @@ def run_cell(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def other_python(tmp_path, monkeypatch):
-    """A kernelspec of the name that the notebooks have, found first, whose Python ends at once."""
-    spec = tmp_path / "jupyter/kernels/python3/kernel.json"
-    spec.parent.mkdir(parents=True)
-    argv = [sys.executable, "-c", "raise SystemExit(1)", "{connection_file}"]
-    spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+def no_kernelspec(monkeypatch):
+    """Whoever asks for a kernelspec finds none."""
 
-
-def test_a_notebook_runs_in_this_python_whatever_kernelspec_is_found_first(run_cell, other_python):
-    run_cell(f"import sys\nassert sys.executable == {sys.executable!r}")
-
-
-def test_a_notebook_runs_where_no_kernelspec_is_found(run_cell, monkeypatch):
     def none(manager, name):
         raise NoSuchKernel(name)
 
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", none)
-    run_cell("1")
 
 
-def test_the_notebooks_are_refreshed_in_this_python(other_python, tmp_path, monkeypatch):
+def test_a_notebook_runs_in_this_python_with_this_library_whatever_lies_around(
+    run_cell, no_kernelspec, tmp_path, monkeypatch
+):
+    (tmp_path / "clone/transformnet_lib").mkdir(parents=True)
+    for name in ("transformnet_lib/__init__", "tqdm"):
+        (tmp_path / f"clone/{name}.py").write_text("raise ImportError('of the working directory')")
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # which would come first
+    run_cell(
+        f"import sys, tqdm, transformnet_lib\nassert sys.executable == {sys.executable!r}\n"
+        f"assert transformnet_lib.__file__ == {transformnet_lib.__file__!r}"
+    )
+
+
+def test_the_notebooks_are_refreshed_in_this_python(no_kernelspec, tmp_path, monkeypatch):
     cells = [nbformat.v4.new_code_cell("import sys; sys.executable")]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "one.ipynb")
@@ -229,15 +239,6 @@ def test_the_notebooks_are_refreshed_in_this_python(other_python, tmp_path, monk
     refresh.refresh(tmp_path / "one.ipynb")
     (cell,) = nbformat.read(tmp_path / "one.ipynb", as_version=4).cells
     assert cell.outputs[0].data["text/plain"] == repr(sys.executable)
-
-
-def test_a_notebook_uses_this_library_whatever_lies_in_the_working_directory(run_cell, tmp_path, monkeypatch):
-    (tmp_path / "clone/transformnet_lib").mkdir(parents=True)
-    for name in ("transformnet_lib/__init__", "tqdm"):
-        (tmp_path / f"clone/{name}.py").write_text("raise ImportError('of the working directory')")
-    monkeypatch.chdir(tmp_path / "clone")
-    monkeypatch.delenv("PYTHONPATH", raising=False)  # which would come first
-    run_cell(f"import tqdm, transformnet_lib\nassert transformnet_lib.__file__ == {transformnet_lib.__file__!r}")
 
 
 def test_the_librarys_folder_may_have_any_name_and_is_no_place_for_other_modules(run_cell, tmp_path, monkeypatch):
@@ -298,25 +299,24 @@ HOSTILE = {  # what a stranger may have written into a run, and how it must be r
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hostile(made, tmp_path_factory) -> Path:
     """A folder with a run whose label and every free text are hostile, and its report, made twice."""
     folder = tmp_path_factory.mktemp("hostile")
     run = folder / "r <b>$x$ `y` #z _[1](u) {k} \\"  # its label; signs that turn text round are in the others
-    shutil.copytree(made / "runs/cpu", run)
-    info = json.loads((run / "run.json").read_text())
+    shutil.copytree(made / "runs/paper-cpu", run)
     texts = list(HOSTILE.values())
-    for stage in info["stages"].values():
-        stage["environment"] |= {"cpu": texts[0], "device_name": texts[1], "os": texts[2], "python": texts[3]}
-        stage["environment"] |= {"torch": texts[4], "torchvision": texts[0]}
-        stage["commit"] = texts[3]
-        stage["images"]["source"] = f"folder:{texts[2]} {texts[0]} {texts[4]}"
-        stage["images"]["request"]["data"] = texts[1]
-        stage["images"]["request"]["fit"] = texts[5]
-    (run / "run.json").write_text(json.dumps(info))
-    table = (run / "benchmark.csv").read_text()
+    for path in run.glob("*/parameters.json"):
+        begun = json.loads(path.read_text())
+        begun["environment"] |= {"cpu": texts[0], "device_name": texts[1], "os": texts[2], "python": texts[3]}
+        begun["environment"] |= {"torch": texts[4], "torchvision": texts[0]}
+        begun["commit"] = texts[3]
+        begun["images"]["source"] = f"folder:{texts[2]} {texts[0]} {texts[4]}"
+        begun["images"]["request"] |= {"data": texts[1], "fit": texts[5]}
+        path.write_text(json.dumps(begun))
+    table = run / "benchmark/benchmark.csv"
     reason = '"' + " ".join(texts[:5]).replace('"', '""') + '"'
-    (run / "benchmark.csv").write_text(table.replace("not measured: no CUDA device", reason))
+    table.write_text(table.read_text().replace("not measured: no CUDA device", reason))
     for out in ("one", "two"):
         make_report([run], folder / out, title=" ".join(texts[:4]), author=texts[4])
     return folder
@@ -368,41 +368,38 @@ def test_report_json_has_the_numbers_that_the_page_shows(made, page):
 
 def test_an_output_folder_that_cannot_be_written_is_one_line(made, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = command("transformnet", "report", "--run", made / "runs/cpu", "--out", tmp_path / "file", cwd=tmp_path)
+    done = command("transformnet", "report", "--run", made / "runs/paper-cpu", "--out", tmp_path / "file", cwd=tmp_path)
     assert done.returncode == 1
     assert "file" in done.stderr.splitlines()[-1] and "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_a_run_name_that_no_font_has_is_one_line_and_writes_no_report(made, tmp_path):
-    shutil.copytree(made / "runs/cpu", tmp_path / "party \U0001f389")
+    shutil.copytree(made / "runs/paper-cpu", tmp_path / "party \U0001f389")
     done = command("transformnet", "report", "--run", "party \U0001f389", "--out", "out", cwd=tmp_path)
     assert done.returncode == 1
     assert "no font in the PDF has '\U0001f389' (U+1F389), used in" in done.stderr.splitlines()[-1]
     assert not {path.suffix for path in (tmp_path / "out").iterdir()} & {".html", ".pdf", ".json"}
 
 
-def test_a_report_needs_finished_runs(made, tmp_path):
-    with pytest.raises(RunError, match="stage train: there is no such folder"):
-        make_report([tmp_path / "none"], tmp_path, title=None, author=None)
-    shutil.copytree(made / "runs/cpu-precise", tmp_path / "precise")
-    with pytest.raises(RunError, match="stage benchmark: not run yet"):
-        make_report([tmp_path / "precise"], tmp_path, title=None, author=None)
-    info = json.loads((tmp_path / "precise/run.json").read_text())
-    info["stages"]["train"]["status"] = "started"
-    (tmp_path / "precise/run.json").write_text(json.dumps(info))
-    with pytest.raises(RunError, match="stage train is not complete"):
-        make_report([tmp_path / "precise"], tmp_path, title=None, author=None)
-
-
-@pytest.mark.parametrize(("stage", "status"), [("compare", "failed"), ("benchmark", "started")])
-def test_a_report_refuses_a_run_with_a_stage_that_is_not_complete_though_another_run_has_it(tmp_path, stage, status):
-    for label in ("whole", "broken"):
-        shutil.copytree(reference_run().path, tmp_path / label)
-    info = json.loads((tmp_path / "broken/run.json").read_text())
-    info["stages"][stage] |= {"status": status, "why": "no space left"}
-    (tmp_path / "broken/run.json").write_text(json.dumps(info))
-    with pytest.raises(RunError, match=rf"broken: stage {stage} is not complete \(no space left\)"):
-        make_report([tmp_path / "whole", tmp_path / "broken"], tmp_path / "out", title=None, author=None)
+def refused(tmp_path: Path, *runs: Path) -> str:
+    """Why there is no report of these runs; nothing is written."""
+    with pytest.raises(RunError) as caught:
+        make_report(runs, tmp_path / "out", title=None, author=None)
     assert not (tmp_path / "out").exists()
+    return str(caught.value)
+
+
+def test_a_report_needs_runs_that_have_every_stage_and_none_that_is_not_complete(tmp_path):
+    for label in ("whole", "part"):
+        shutil.copytree(reference_run(), tmp_path / label)
+    runs = tmp_path / "whole", tmp_path / "part"
+    (runs[1] / "benchmark/stage.json").unlink()  # as a kill leaves it
+    assert "part: stage benchmark is not complete (it was stopped" in refused(tmp_path, *runs)
+    shutil.rmtree(runs[1] / "benchmark")
+    assert "part: stage benchmark: not run yet; `transformnet benchmark" in refused(tmp_path, runs[1])
+    (runs[1] / "train/stage.json").unlink()
+    assert "part: stage train is not complete" in refused(tmp_path, *runs)
+    assert "none: there is no such folder" in refused(tmp_path, tmp_path / "none")

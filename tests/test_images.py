@@ -14,7 +14,7 @@ from conftest import noise, refusal, save
 from torchvision.datasets import ImageFolder
 
 from transformnet_lib.errors import ParameterError
-from transformnet_lib.images import PHOTOS, Images, check_source, load_images
+from transformnet_lib.images import PHOTOS, Images, check_source, image_files, load_images
 from transformnet_lib.pipeline import MAX_SIZE
 
 # What `photos` gives on every machine; if one of these moves, no older run can be compared with a new one.
@@ -79,6 +79,14 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tree):
     images = load_images(f"folder:{tree}", train=False)
     assert np.array_equal(images.pixels.numpy(), chw(noise(9, 7, 3, seed=99))[None])
     assert (images.source, images.split, images.pixels.dtype) == (f"folder:{tree}", "test", torch.uint8)
+
+
+def test_image_files_come_in_a_fixed_order_and_others_are_passed_over(tree):
+    (tree / "train/.hidden.png").touch()
+    names = [path.relative_to(tree / "train").as_posix() for path in image_files(tree / "train")]
+    assert names == [
+        ".hidden.png", "last.png", "a/y.PNG", "a/deep/z.png", "a-b/x.png", "b/10.png", "b/2.png", "b/x.png"
+    ]  # fmt: skip
 
 
 def test_an_image_folder_is_read_as_torchvision_reads_it(tmp_path):

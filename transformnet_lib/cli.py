@@ -48,26 +48,26 @@ def folder_option(help_text: str):
 
 RunArgument = Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A trained run directory.")]
 RunDir = folder_option("The run directory to read and write.")
-Force = Annotated[bool, typer.Option("--force", help="Make the stage anew, whatever the run directory holds.")]
+Force = Annotated[bool, typer.Option("--force", help="Make again what is complete.")]
 Device = option(str, "cpu, cuda, cuda:N, mps or auto [auto].")
 Data = option(str, "Images: auto, photos, cifar10 or folder:PATH [auto: CIFAR-10 if it is there, else photos].")
 DataPath = option(str, "The folder that holds CIFAR-10 [data].")
 Fit = option(str, "none, or crop: crop and resize a folder's images to one size [none].")
-ImageSize = option(int, "Pixels a side for --fit crop [the first image's shorter side].")
-OutputSize = option(int, "Pixels a side of the pipeline's output [28].")
+ImageSize = option(int, "Pixels per side for --fit crop [the first image's shorter side].")
+OutputSize = option(int, "Pixels per side of the pipeline's output [28].")
 HFlip = option(bool, "Whether the pipeline flips horizontally [yes].", "--hflip/--no-hflip")
 VFlip = option(bool, "Whether the pipeline flips vertically [yes].", "--vflip/--no-vflip")
 Preset = option(str, "paper or precise [paper].")
 Limit = option(int, "Use only so many images of each split [all].")
 Seed = option(int, "Of the split, the initial weights and the shuffling [0].")
 Epochs = option(int, "Passes over the training images, at most [the preset's, 30].")
-BatchSize = option(int, "Images a training step [the preset's, 256].")
+BatchSize = option(int, "Images per training step [the preset's, 256].")
 Lr = option(float, "AdamW's learning rate [the preset's].")
-MinDelta = option(float, "The MSE's least improvement [the preset's].")
+MinDelta = option(float, "The least improvement of the MSE that counts [the preset's].")
 Patience = option(int, "Epochs without improvement before stopping [the preset's, 4].")
 BatchSizes = option(list[int], "A batch size to time; repeatable [16, 32, 64, 128, 256, 512].", "--batch-size")
 Devices = option(list[str], "A device to time; repeatable [the run's own, and cuda].", "--device")
-Repeats = option(int, "Timed passes a setting [5].")
+Repeats = option(int, "Timed passes per setting [5].")
 Indices = option(list[int], "A test image to show; repeatable [five, spread evenly].", "--index")
 RunData = option(str, "Images [those the run was trained on].", "--data")
 RunDataPath = option(str, "The folder that holds CIFAR-10 now [the run's].", "--data-path")
@@ -191,13 +191,14 @@ def report(
     study: Annotated[bool, typer.Option("--study", help="Add the stage study to the runs: some minutes more.")] = False,
     title: option(str, "The report's title.") = None,
     author: option(str, "The author named under the title.") = None,
-    runs_dir: folder_option("Where the runs are made, one folder each.") = Path("runs"),
+    runs_dir: folder_option("Where the runs are made, one folder per run.") = Path("runs"),
     out: folder_option("The folder for report.html and report.pdf.") = Path("report/build"),
     force: Force = False,
 ) -> None:
     """Make the report: train, compare and benchmark on each device, then report.html and report.pdf.
 
-    Runs that are complete already are only read. With --run nothing is made but the report.
+    The runs are <preset>-<device> in --runs-dir. Complete stages are left alone; after an interruption the same command
+    continues. With --run nothing is made but the report.
     """
     made_with = given(
         data=data,
@@ -254,11 +255,11 @@ def infer(
     run: RunArgument,
     images: folder_option("A folder of images; those in folders below it count too."),
     out: folder_option("The folder for the results."),
-    form: Annotated[str, typer.Option("--format", help="png: a picture an image; npz: shards of float32.")] = "png",
+    form: Annotated[str, typer.Option("--format", help="png: a picture per image; npz: shards of float32.")] = "png",
     batch_size: Annotated[int, typer.Option(help="Images held at once, and in one npz shard.")] = 512,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "auto",
 ) -> None:
-    """Apply a run's model to a folder of images of any size; the same command goes on after a kill.
+    """Apply a run's model to a folder of images of any size; after a kill the same command continues.
 
     Under torchrun each process takes its share of the images, and its own CUDA device.
     """

@@ -87,11 +87,16 @@ def _replace_all(beside: dict[Path, Path]) -> None:
 def drop_leftovers(folder: Path) -> None:
     """Delete what killed processes had begun to write in `folder`; for whoever alone writes there."""
     try:
-        for part in folder.glob(f"{PREFIX}*{SUFFIX}"):
-            if part.is_file() and not part.is_symlink():
-                part.unlink()
+        for part in filter(is_leftover, folder.glob(f"{PREFIX}*{SUFFIX}")):
+            part.unlink()
     except OSError as error:
         raise RunError(f"{error.filename or folder}: cannot be removed ({error.strerror}); remove it") from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed process had begun to write this."""
+    named = path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
+    return named and path.is_file() and not path.is_symlink()
 
 
 @contextmanager

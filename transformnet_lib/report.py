@@ -31,14 +31,14 @@ from .files import drop_leftovers, locked, write_together
 from .findings.text import listed
 from .images import check_source
 from .machine import available_devices, resolve_device
+from .resources import NOTEBOOKS, PACKAGE
 from .run import is_complete, is_current, is_marked, mark_for_remaking, read_run, read_runs
 from .timing import check_sweep
 from .training import TrainConfig
 
 papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see whether there is IPv6
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ROOT / "notebooks"
+ROOT = PACKAGE.parent  # what must be on sys.path to import this library
 STAGES = ("train", "compare", "benchmark")
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
@@ -77,7 +77,7 @@ def execute(
     unfinished: Path | None = None,
     doing: str = "",
 ) -> None:
-    """Execute `notebooks/<name>.ipynb` with `parameters` into `output`, in the working directory.
+    """Execute the project's notebook `<name>.ipynb` with `parameters` into `output`, in the working directory.
 
     Raises ParameterError for one that the notebook doesn't have, Interrupted after Ctrl-C, and NotebookError, with the
     cell's own error line, if any cell fails or is not reached. What was executed until then is kept as `unfinished`, by
@@ -85,8 +85,6 @@ def execute(
     instead of the name.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
-    if not source.exists():
-        raise NotebookError(f"{source}: no such notebook; install the project from its clone (pip install -e .)")
     known = papermill.inspect_notebook(_literal(source))
     if unknown := [key for key in parameters if key not in known]:
         raise ParameterError(f"{name}: unknown parameter {', '.join(unknown)}; it has {', '.join(known)}")
@@ -233,15 +231,20 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> bool:
     """
     check_stage(name, parameters)
     if name != "train":
-        read_run(run_dir)  # else a kernel would start to say that it is not trained
+        read_run(run_dir, stages=["train"])  # else a kernel would start to say that it is not trained
     notebook = run_dir / name / f"{name}.ipynb"
     parameters = {"run_dir": str(run_dir), **parameters}
-    complete = is_complete(run_dir / name) and not parameters.get("force")
-    if complete and is_current(run_dir, name) and _papermill(notebook).get("parameters") == parameters:
+    complete = is_complete(run_dir / name) and not parameters.get("force") and is_current(run_dir, name)
+    if complete and _but_force(_papermill(notebook).get("parameters")) == _but_force(parameters):
         return False
     doing = f"{name} (complete: only its notebook)" if complete else ""
     execute(name, notebook, parameters, unfinished=run_dir / f"{name}.failed.ipynb", doing=doing)
     return True
+
+
+def _but_force(parameters: object) -> object:
+    """Parameters without `force`, which changes nothing in what comes out."""
+    return {**parameters, "force": None} if isinstance(parameters, dict) else None
 
 
 def export(notebook: Path, out_dir: Path) -> list[Path]:
@@ -311,12 +314,14 @@ def make_runs(
     for stage, _, parameters in todo:  # before the first long one
         check_stage(stage, parameters)
     if force:
+        # What an earlier call has not yet made again is marked: the rest of the list
         marked = [is_marked(run_dir, stage) for stage, run_dir, _ in todo]
-        if any(marked):
-            print(f"going on with the stopped --force: {sum(marked)} of {len(todo)} stages are left", file=sys.stderr)
-        else:
-            for stage, run_dir, _ in todo:
-                mark_for_remaking(run_dir, stage)
+        done = marked.count(False) if any(marked) and marked == sorted(marked) else 0
+        if done:
+            left = len(todo) - done
+            print(f"going on with the stopped --force: {left} of {len(todo)} stages are left", file=sys.stderr)
+        for stage, run_dir, _ in todo[done:]:
+            mark_for_remaking(run_dir, stage)
     for stage, run_dir, parameters in todo:
         again = {"force": True} if force and is_marked(run_dir, stage) else {}
         run_stage(stage, run_dir, parameters | again)

@@ -15,7 +15,6 @@ import tempfile
 import time
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,20 +24,20 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 import pydantic
-import safetensors
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeFloat, PositiveInt
 
 from .comparison import EXAMPLE_ARRAYS
 from .dataset import CustomDataset
 from .errors import ParameterError, RunError, one_line
-from .files import check_path, drop_leftovers, locked, read_file, write_atomic
+from .files import check_path, drop_leftovers, is_leftover, locked, read_file, write_atomic
 from .libraries import LIBRARY_COLUMNS
 from .machine import environment, git_commit
 from .model import TransformNet
 from .normal_equations import LeastSquares
 from .pipeline import Pipeline
+from .resources import REFERENCE
 from .seeds import SEED_COLUMNS
 from .sizes import SIZE_COLUMNS
 from .timing import BENCHMARK_COLUMNS
@@ -46,7 +45,11 @@ from .training import HISTORY_COLUMNS, TrainConfig
 
 FORMAT = 3  # of the run directory; raised when a reader of the old one would go wrong
 STAGES = ("train", "compare", "benchmark", "study")  # each builds on the training
-REFERENCE = Path(__file__).resolve().parents[1] / "report" / "reference"  # runs that are shipped with the project
+STAGE_FILES = {  # all that is ever removed from a stage's folder
+    "parameters.json", "history.csv", "weights.safetensors", "checkpoint.safetensors", "tensorboard", "examples.npz",
+    "benchmark.csv", "seeds.csv", "libraries.csv", "sizes.csv", "stage.json", *(f"{name}.ipynb" for name in STAGES),
+    ".ipynb_checkpoints", ".DS_Store",  # which JupyterLab and macOS leave where somebody looked
+}  # fmt: skip
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked
 MAX_TEXT_BYTES = 2**24  # 16 MiB, of JSON and CSV, which grow when they are parsed
@@ -54,7 +57,7 @@ MAX_TEXT_BYTES = 2**24  # 16 MiB, of JSON and CSV, which grow when they are pars
 # What a table's column holds, by the kinds that its module names. An empty field is a number that does not exist.
 _Missing = pydantic.BeforeValidator(lambda field: "nan" if field == "" else field)
 KINDS = {
-    "int": NonNegativeInt,
+    "int": Annotated[int, Field(ge=0, lt=2**63)],
     "float": Annotated[float, _Missing, pydantic.AfterValidator(lambda value: _finite(value))],
     "loss": Annotated[float, _Missing],  # of an epoch: infinite in a training that diverges
     "bool": bool,
@@ -135,7 +138,7 @@ class Begun(Record):
     images: ImageSet
     environment: Environment
     commit: str
-    started: datetime
+    started: AwareDatetime
     sittings: PositiveInt  # one more than the stage was stopped and continued
 
 
@@ -144,14 +147,14 @@ class Finished(Record):
 
     results: dict[str, JsonValue]
     seconds: NonNegativeFloat  # of the last sitting
-    finished: datetime
+    finished: AwareDatetime
 
 
 class Stage(Begun):
     """A complete stage. What it was made with and what it found."""
 
     seconds: NonNegativeFloat
-    finished: datetime
+    finished: AwareDatetime
 
 
 class Optimum(Record):
@@ -278,28 +281,28 @@ class Run(Record):
 # Reading
 
 
-def read_run(run_dir: str | Path) -> Run:
-    """Read a run whole. RunError, in one line, if there is no complete training, or a file is damaged or not ours."""
+def read_run(run_dir: str | Path, *, stages: Sequence[str] = STAGES) -> Run:
+    """Read a run: its training, and those of its later stages that are among `stages`.
+
+    RunError, in one line, if there is no complete training, or a file of these is damaged or not ours.
+    """
     path = _checked(run_dir)
     _put_back(path)
     if not is_complete(path / "train"):
         raise RunError(f"{path}: {_why_untrained(path)}; `transformnet train --run-dir {path}` makes it")
-    begun, results = _read_stage(path / "train", TrainResults)
-    train = _training(path / "train", begun, results)
-    readers: dict[str, Callable] = {"compare": _comparison, "benchmark": _benchmark, "study": _study}
-    stages, unfinished = dict.fromkeys(readers), {}
-    for name, read in readers.items():
+    train = _read_stage(path / "train")
+    made, unfinished = dict.fromkeys(STAGES[1:]), {}
+    for name in (name for name in made if name in stages):
         folder = path / name
         if is_complete(folder):
-            begun, results = _read_stage(folder, RESULTS[name])
-            if begun["training"] == train.training:
-                stages[name] = read(folder, begun, results)
+            if is_current(path, name):
+                made[name] = _read_stage(folder)
             else:
                 unfinished[name] = "made with an earlier training"
         elif (folder / "parameters.json").exists():
             unfinished[name] = "it was stopped, it failed, or it is at work"
     label, shipped = label_of(path), is_shipped(path)
-    return Run(path=path, label=label, shipped=shipped, train=train, unfinished=unfinished, **stages)
+    return Run(path=path, label=label, shipped=shipped, train=train, unfinished=unfinished, **made)
 
 
 def label_of(path: Path) -> str:
@@ -312,12 +315,12 @@ def is_shipped(path: Path) -> bool:
     return path.resolve().parent == REFERENCE
 
 
-RESULTS = {"train": TrainResults, "compare": CompareResults, "benchmark": NoResults, "study": StudyResults}
-
-
 def is_complete(folder: Path) -> bool:
     """Whether a stage's folder holds a finished stage."""
-    return (folder / "stage.json").exists()
+    try:
+        return (folder / "stage.json").exists()
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def is_current(run_dir: Path, name: str) -> bool:
@@ -348,7 +351,7 @@ def parse_record(kind: type[Record], path: Path) -> Record:
     try:
         return kind.model_validate_json(read_file(path, MAX_TEXT_BYTES))
     except pydantic.ValidationError as error:
-        raise _damaged(path, _first(error)) from error
+        raise damaged(path, _first(error)) from error
 
 
 def _first(error: pydantic.ValidationError) -> str:
@@ -357,22 +360,27 @@ def _first(error: pydantic.ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else first["msg"]
 
 
-def _damaged(path: Path, reason: object) -> RunError:
-    stage, run_dir = path.parent.name, path.parent.parent
+def damaged(path: Path, reason: object) -> RunError:
+    """What to raise for a file of a stage that does not hold what it should."""
+    stage, run_dir = path.parent.name.removesuffix(".new"), path.parent.parent
     return RunError(
         f"{path}: damaged or not ours ({one_line(reason)[:500]}); put a good one back, or "
         f"`transformnet {stage} --run-dir {run_dir} --force` makes the stage again"
     )
 
 
-def _read_stage(folder: Path, kind: type[Record]) -> tuple[dict, Record]:
-    """What a complete stage was made with, and its results."""
+def _read_stage(folder: Path) -> Stage:
+    """A complete stage: the records and files in its folder, whose name says which stage it is."""
+    kind, read = CONTENTS[folder.name]
     begun, finished = parse_record(Begun, folder / "parameters.json"), parse_record(Finished, folder / "stage.json")
     try:
         results = kind.model_validate_json(json.dumps(finished.results))
     except pydantic.ValidationError as error:
-        raise _damaged(folder / "stage.json", f"results.{_first(error)}") from error
-    return dict(begun) | {"seconds": finished.seconds, "finished": finished.finished}, results
+        raise damaged(folder / "stage.json", f"results.{_first(error)}") from error
+    try:
+        return read(folder, dict(begun) | {"seconds": finished.seconds, "finished": finished.finished}, results)
+    except pydantic.ValidationError as error:  # NaN among the parameters, which a JSON file may hold
+        raise damaged(folder / "parameters.json", _first(error)) from error
 
 
 def _training(folder: Path, begun: dict, results: TrainResults) -> Training:
@@ -381,13 +389,13 @@ def _training(folder: Path, begun: dict, results: TrainResults) -> Training:
         pipeline = Pipeline(**parameters.pop("pipeline"))
         config = TrainConfig(**parameters)
     except (KeyError, TypeError, ParameterError) as error:
-        raise _damaged(folder / "parameters.json", f"parameters: {error}") from error
+        raise damaged(folder / "parameters.json", f"parameters: {error}") from error
     history = read_table(folder / "history.csv", HISTORY_COLUMNS)
     if history["epoch"].tolist() != list(range(1, len(history) + 1)) or results.best_epoch > len(history):
-        raise _damaged(folder / "history.csv", "expected the epochs from 1 on, one a row, with the best among them")
+        raise damaged(folder / "history.csv", "expected the epochs from 1 on, one a row, with the best among them")
     weights = read_tensors(folder / "weights.safetensors").get("mix.weight", torch.empty(0))
     if weights.shape != (1, 3, 1, 1) or weights.dtype != torch.float32 or not weights.isfinite().all():
-        raise _damaged(folder / "weights.safetensors", "expected mix.weight (1, 3, 1, 1), float32, finite")
+        raise damaged(folder / "weights.safetensors", "expected mix.weight (1, 3, 1, 1), float32, finite")
     optimum = results.least_squares and LeastSquares(**dict(results.least_squares))
     return Training(
         **begun,
@@ -400,7 +408,11 @@ def _training(folder: Path, begun: dict, results: TrainResults) -> Training:
 
 
 def _comparison(folder: Path, begun: dict, results: CompareResults) -> Comparison:
-    return Comparison(**begun, **dict(results), examples=read_arrays(folder / "examples.npz", EXAMPLE_ARRAYS))
+    examples = read_arrays(folder / "examples.npz", EXAMPLE_ARRAYS)
+    (_, *image), (_, *target), (_, *output) = (examples[name].shape for name in ("inputs", "targets", "outputs"))
+    if image != [3, *begun["images"].size] or target != output or target[0] != 1 or not all(target):
+        raise damaged(folder / "examples.npz", f"images {image}, targets {target} and outputs {output} do not fit")
+    return Comparison(**begun, **dict(results), examples=examples)
 
 
 def _benchmark(folder: Path, begun: dict, results: NoResults) -> Benchmark:
@@ -412,6 +424,12 @@ def _study(folder: Path, begun: dict, results: StudyResults) -> Study:
     return Study(**begun, **dict(results), **tables)
 
 
+CONTENTS = {  # of a stage's folder: the results in stage.json, and what reads its other files
+    "train": (TrainResults, _training),
+    "compare": (CompareResults, _comparison),
+    "benchmark": (NoResults, _benchmark),
+    "study": (StudyResults, _study),
+}
 STUDY_TABLES = {"seeds": SEED_COLUMNS, "libraries": LIBRARY_COLUMNS, "sizes": SIZE_COLUMNS}
 
 
@@ -425,9 +443,9 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
         if not rows:
             raise ValueError("no rows")
     except pydantic.ValidationError as error:
-        raise _damaged(path, _first(error)) from error
+        raise damaged(path, _first(error)) from error
     except (ValueError, csv.Error) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return pd.DataFrame(rows, columns=list(columns))
 
 
@@ -441,10 +459,11 @@ def _rows_of(columns: tuple[tuple[str, str], ...]) -> pydantic.TypeAdapter:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file."""
+    content = read_file(path, MAX_BYTES)
     try:
-        return safetensors.torch.load(read_file(path, MAX_BYTES))
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(path, error) from error
+        return safetensors.torch.load(content)
+    except Exception as error:  # anything, by bytes that are none
+        raise damaged(path, error) from error
 
 
 def read_arrays(path: Path, kinds: dict[str, tuple[str, int]]) -> dict[str, np.ndarray]:
@@ -462,8 +481,8 @@ def read_arrays(path: Path, kinds: dict[str, tuple[str, int]]) -> dict[str, np.n
             raise ValueError("expected equally many of each")
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("expected finite values")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from error
+    except Exception as error:  # anything, by bytes that are none
+        raise damaged(path, error) from error
     return arrays
 
 
@@ -539,8 +558,8 @@ def shipped_runs(runs: Sequence[Run]) -> list[Run]:
 class StageWriter:
     """A stage at work: the folder that its files go to, and the `results` to put into stage.json."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.results = folder, {}
+    def __init__(self, folder: Path, force: bool):
+        self.folder, self.force, self.results = folder, force, {}
 
     def write(self, name: str, content: bytes) -> None:
         """Write one of the stage's files, whole or not at all."""
@@ -571,8 +590,17 @@ class StageWriter:
 
     def read_table(self, name: str, columns: dict[str, str]) -> pd.DataFrame | None:
         """The table that an earlier sitting left, or None."""
+        return self.earlier(name, lambda path: read_table(path, columns))
+
+    def earlier(self, name: str, read: Callable) -> object | None:
+        """What an earlier sitting left, as `read` reads it; None for nothing, and with force for what is damaged."""
         path = self.folder / name
-        return read_table(path, columns) if path.exists() else None
+        try:
+            return read(path) if path.exists() else None
+        except RunError:
+            if self.force:
+                return None
+            raise
 
 
 @contextmanager
@@ -590,7 +618,7 @@ def stage(
     Gives None where the stage is complete with the same parameters and images. One that was stopped goes on in its
     folder; RunError if that was begun with other parameters, images or PyTorch. `force` makes the stage again whatever
     the run holds: beside a complete one, in `<name>.new`, which takes its place when it is complete. A stage made with
-    an earlier training is made again without being asked.
+    an earlier training is made again without being asked. A folder that holds anybody's own files is refused.
     """
     if type(force) is not bool:  # papermill's -p turns "no" into a true string
         raise ParameterError(f"force: expected True or False, got {force!r}")
@@ -600,7 +628,7 @@ def stage(
     with locked(path):
         drop_leftovers(path)
         _settle(path)
-        training = uuid.uuid4().hex if name == "train" else read_run(path).train.training
+        training = uuid.uuid4().hex if name == "train" else read_run(path, stages=["train"]).train.training
         begun = Begun(
             format=FORMAT,
             training=training,
@@ -611,7 +639,7 @@ def stage(
             started=now(),
             sittings=1,
         )
-        folder = path / name
+        folder, new = path / name, path / f"{name}.new"
         before = _begun(folder, force)
         if is_complete(folder) and not force and (name == "train" or before.training == training):
             if differing := _differences(before, begun):
@@ -621,14 +649,15 @@ def stage(
                 )
             yield None
             return
+        for each in (folder, new):
+            _ours(each)  # refused now, not when it is to be removed
         if force and is_complete(folder):
-            folder = path / f"{name}.new"
-            before = _begun(folder, force)
+            folder, before = new, _begun(new, force)
         if before and not is_complete(folder):
             begun = _continued(path, name, before, begun, force)
         if begun.sittings == 1:
-            _remove(folder)
-        writer = StageWriter(folder)
+            _empty(folder)
+        writer = StageWriter(folder, force)
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -640,6 +669,8 @@ def stage(
         finished = Finished(
             results=json.loads(json.dumps(writer.results)), seconds=time.perf_counter() - start, finished=now()
         )
+        if folder != new:
+            _remove(new)  # the mark, or what was begun beside a stage that is now made again
         writer.write_record("stage.json", finished)
         _settle(path)
 
@@ -647,7 +678,7 @@ def stage(
 def _begun(folder: Path, force: bool) -> Begun | None:
     """With what a stage was begun; None if it was not. RunError if that is damaged, unless it shall be made again."""
     path = folder / "parameters.json"
-    if not path.exists() and not is_complete(folder):
+    if not is_complete(folder) and not path.exists():
         return None
     try:
         return parse_record(Begun, path)
@@ -659,11 +690,11 @@ def _begun(folder: Path, force: bool) -> Begun | None:
 
 def _continued(path: Path, name: str, before: Begun, begun: Begun, force: bool) -> Begun:
     """What a stopped stage goes on with, or `begun` where it shall begin again."""
+    if name != "train" and before.training != begun.training:
+        return begun  # made with an earlier training
     differing = _differences(before, begun)
     if not differing and before.environment.torch != begun.environment.torch:
         differing = f"torch: {before.environment.torch} → {begun.environment.torch}"
-    if not differing and name != "train" and before.training != begun.training:
-        return begun  # made with an earlier training
     # Who makes a stage again wants nothing in it of an older version, or of another machine's times
     if force and (differing or (before.commit, before.environment) != (begun.commit, begun.environment)):
         return begun
@@ -693,40 +724,62 @@ def _settle(path: Path) -> None:
                     _remove(old)
                     folder.rename(old)
                 new.rename(folder)
-            if old.exists():
-                _remove(old) if folder.exists() else old.rename(folder)
+            if folder.exists() or not is_complete(old):
+                _remove(old)
+            else:
+                old.rename(folder)
     except OSError as error:
         raise RunError(f"{path}: {error.filename} cannot be moved or removed ({error.strerror})") from error
 
 
 def _put_back(path: Path) -> None:
     """The same for a reader: only where a kill left a stage without its folder."""
-    if any((path / f"{name}.old").exists() and not (path / name).exists() for name in STAGES):
+    if any(is_complete(path / f"{name}.old") and not (path / name).exists() for name in STAGES):
         with locked(path):
             _settle(path)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a stage's folder. Killed amid that, it is no complete stage, and still one of ours until it is gone."""
-    if not folder.exists():
-        return
-    drop_leftovers(folder)
-    first, last = "stage.json", "parameters.json"
-    entries = sorted(folder.iterdir(), key=lambda entry: (entry.name != first, entry.name == last))
-    if entries and not (folder / last).exists():
-        raise RunError(f"{folder}: holds files that are not a run's; take another run_dir")
+def _ours(folder: Path) -> list[Path]:
+    """What a stage has in its folder, in the order to remove it; RunError if anything else is there.
+
+    Removed in this order it is no complete stage from the first moment, and still one of ours to the last.
+    """
     try:
-        for entry in entries:
+        entries = list(folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be read ({error.strerror})") from error
+    names = {entry.name for entry in entries if not is_leftover(entry)}
+    others = sorted(names - STAGE_FILES) or (names and not names & {"parameters.json", "stage.json"} and sorted(names))
+    if others:
+        raise RunError(
+            f"{folder}: holds {others[0]!r}, which is not a run's; take another run_dir, or move it elsewhere"
+        )
+    first, last = "stage.json", "parameters.json"
+    return sorted(entries, key=lambda entry: (entry.name != first, entry.name == last))
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a stage has in its folder."""
+    try:
+        for entry in _ours(folder):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        folder.rmdir()
     except OSError as error:
         raise RunError(f"{folder}: {error.filename} cannot be removed ({error.strerror})") from error
 
 
+def _remove(folder: Path) -> None:
+    """Remove a stage's folder, if it is there."""
+    _empty(folder)
+    if folder.exists():
+        folder.rmdir()
+
+
 def mark_for_remaking(run_dir: Path, name: str) -> None:
-    """Note that a complete stage is to be made again, by the folder that it will be made in."""
-    if is_complete(run_dir / name):
-        (run_dir / f"{name}.new").mkdir(exist_ok=True)
+    """Note that a stage is to be made again, by the folder that this is done in beside a complete one."""
+    try:
+        (run_dir / f"{name}.new").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run_dir}: cannot be written ({error.strerror})") from error
 
 
 def is_marked(run_dir: Path, name: str) -> bool:

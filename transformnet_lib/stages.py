@@ -1,7 +1,8 @@
-"""The four stages of a run: each does its work into the run directory, in one form, and gives the run as it then is.
+"""The four stages of a run: each does its work into the run directory, in one form.
 
-`<name>_stage(run_dir, …, force=False) -> Run`. Parameters are checked before anything is written. A stage that is
-complete is only read; one that was stopped goes on after its last epoch, group of rows, seed or table.
+`<name>_stage(run_dir, …, force=False) -> Run`: the training and the stage, as they are then read. Parameters are
+checked before anything is written. A stage that is complete is only read; one that was stopped goes on after its last
+epoch, group of rows, seed or table.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from .errors import DataError, Interrupted, ParameterError, RunError
 from .libraries import LIBRARY_COLUMNS, study_libraries
 from .machine import resolve_device
 from .normal_equations import least_squares_of
-from .run import ImageSet, Run, StageWriter, read_run, read_tensors, stage
+from .run import ImageSet, Run, StageWriter, damaged, read_run, read_tensors, stage
 from .seeds import PRESETS_STUDIED, SEED_COLUMNS, check_seeds, study_seeds
 from .sizes import SIZE_COLUMNS, SIZES, check_sizes, study_sizes
 from .timing import (
@@ -45,14 +46,28 @@ def train_stage(run_dir: str | Path, dataset: CustomDataset, config: TrainConfig
     with stage(run_dir, "train", parameters, dataset=dataset, device=device, force=force) as writer:
         if writer:
             try:
-                _train(Trainer(dataset, config), writer)
+                _train(_trainer(dataset, config, writer), writer)
             except KeyboardInterrupt:
                 saved = (writer.folder / CHECKPOINT).exists()
                 raise Interrupted(
                     f"interrupted: {'all epochs so far are' if saved else 'no epoch is yet'} saved in {writer.folder}; "
                     "run the same command or cell again to go on"
                 ) from None
-    return read_run(run_dir)
+    return read_run(run_dir, stages=["train"])
+
+
+def _trainer(dataset: CustomDataset, config: TrainConfig, writer: StageWriter) -> Trainer:
+    """A trainer that goes on after the last epoch saved."""
+
+    def loaded(path: Path) -> Trainer:
+        trainer, state = Trainer(dataset, config), read_tensors(path)
+        try:
+            trainer.load_state_dict(state)
+        except Exception as error:  # anything, by tensors that are not a trainer's
+            raise damaged(path, error) from error
+        return trainer
+
+    return writer.earlier(CHECKPOINT, loaded) or Trainer(dataset, config)
 
 
 def _train(trainer: Trainer, writer: StageWriter) -> None:
@@ -64,12 +79,6 @@ def _train(trainer: Trainer, writer: StageWriter) -> None:
     """
     from torch.utils.tensorboard import SummaryWriter  # here, since only training needs it: 0.5 s
 
-    checkpoint = writer.folder / CHECKPOINT
-    if checkpoint.exists():
-        try:
-            trainer.load_state_dict(read_tensors(checkpoint))
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise RunError(f"{checkpoint}: damaged ({error}); force=True (--force) begins again") from error
     try:
         with SummaryWriter(str(writer.folder / TENSORBOARD), purge_step=len(trainer.history) + 1) as events:
             for row in epochs(trainer):
@@ -104,7 +113,7 @@ def compare_stage(
     run_dir: str | Path, dataset: CustomDataset, indices: Sequence[int] = (), *, force: bool = False
 ) -> Run:
     """Compare model and ground truth on `dataset` (a test split), on the device of the training; see `compare`."""
-    run = read_run(run_dir)
+    run = read_run(run_dir, stages=["train"])
     device = resolve_device(run.train.config.device)
     indices = check_indices(indices, len(dataset))
     with stage(run_dir, "compare", {"indices": indices}, dataset=dataset, device=device, force=force) as writer:
@@ -112,7 +121,7 @@ def compare_stage(
             examples, totals = compare(run.model, dataset, indices, device=str(device))
             writer.write_arrays("examples.npz", **examples)
             writer.results |= totals
-    return read_run(run_dir)
+    return read_run(run_dir, stages=["compare"])
 
 
 def benchmark_stage(
@@ -134,7 +143,7 @@ def benchmark_stage(
     check_sweep(**sweep, repeats=repeats)
     if not isinstance(devices, list | tuple):
         raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
-    run = read_run(run_dir)
+    run = read_run(run_dir, stages=["train"])
     size, trained_size = tuple(dataset.images.shape[-2:]), run.train.images.size
     if size != trained_size:
         raise DataError(
@@ -161,7 +170,7 @@ def benchmark_stage(
                 done=done,
                 save=lambda table: writer.write_table("benchmark.csv", table),
             )
-    return read_run(run_dir)
+    return read_run(run_dir, stages=["benchmark"])
 
 
 def study_stage(
@@ -184,7 +193,7 @@ def study_stage(
     check_sizes(sizes)
     if type(repeats) is not int or repeats < 1:
         raise ParameterError(f"repeats: expected a whole number from 1, got {repeats!r}")
-    run = read_run(run_dir)
+    run = read_run(run_dir, stages=["train"])
     device, images = resolve_device(run.train.config.device), test_set.images
     parameters = {"seeds": list(seeds), "presets": list(presets), "sizes": list(sizes), "repeats": repeats}
     with stage(run_dir, "study", parameters, dataset=train_set, device=device, force=force) as writer:
@@ -206,4 +215,4 @@ def study_stage(
                 table = study_sizes(run.model, images, device=str(device), sizes=sizes, repeats=repeats)
                 writer.write_table("sizes.csv", table)
             writer.results["test_images"] = ImageSet.of(test_set).model_dump(mode="json")  # of libraries and sizes
-    return read_run(run_dir)
+    return read_run(run_dir, stages=["study"])

@@ -333,15 +333,11 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict()`'s answer."""
         self.graph = None  # it reads the optimiser's old tensors, which are replaced
-        parts = {part: {} for part in ("optimizer", "best")}
-        for name, tensor in state.items():
-            part, _, rest = name.partition(".")
-            if rest:
-                parts[part][rest] = tensor
+        moments = {name: state[f"optimizer.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
         self.trained.copy_(state["trained"])
         self.basis.copy_(state["basis"])
         groups = self.optimizer.state_dict()["param_groups"]  # as they are: the learning rate follows from `steps`
-        self.optimizer.load_state_dict({"state": {0: parts["optimizer"]}, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": {0: moments}, "param_groups": groups})
         self.generator.set_state(state["generator"])
         self.stopping.best, misses = state["stopping"].tolist()
         self.stopping.misses = int(misses)
@@ -349,7 +345,8 @@ class Trainer:
         self.history = [row | {"epoch": int(row["epoch"])} for row in rows]
         self.steps, self.best_epoch, no_gradient = state["counts"].tolist()
         self.no_gradient = bool(no_gradient)
-        self.best_weights = parts["best"] or None
+        best = state.get("best.mix.weight")
+        self.best_weights = None if best is None else {"mix.weight": best}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,398 @@
+"""The stages, end to end: read back as they were made; one that was stopped ends as if nothing had been."""
+
+import copy
+import errno
+import itertools
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from handmade import Killed, content
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from transformnet_lib import (
+    CustomDataset,
+    Run,
+    TrainConfig,
+    benchmark_stage,
+    compare_stage,
+    read_run,
+    seeds,
+    stages,
+    study_stage,
+    timing,
+    train,
+    train_stage,
+)
+from transformnet_lib.comparison import metrics_table
+from transformnet_lib.errors import DataError, Interrupted, ParameterError, RunError
+from transformnet_lib.machine import resolve_device
+from transformnet_lib.run import StageWriter
+from transformnet_lib.timing import Setting, settings
+from transformnet_lib.training import Trainer
+
+SAME = ["epoch", "train_mse", "val_mse", "red", "green", "blue"]  # of the history, whatever the clock says
+CONFIGS = {  # a dozen epochs; the learning rate of `precise` falls until the eighth, `paper` jumps about
+    "paper": TrainConfig.from_preset("paper", device="cpu", epochs=12, batch_size=64, lr=0.1, patience=12),
+    "precise": TrainConfig.from_preset("precise", device="cpu", epochs=12, batch_size=64, decay_steps=70),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train_set, tmp_path_factory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {name: train_stage(folder / name, train_set, config) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture
+def path(undisturbed, tmp_path) -> Path:
+    """A trained run to make the other stages of."""
+    return shutil.copytree(undisturbed["precise"].path, tmp_path / "r")
+
+
+def continued(path: Path, dataset: CustomDataset, preset: str = "precise", **options) -> Run:
+    """The same call again; in the next second, for which TensorBoard names its files."""
+    time.sleep(1 - time.time() % 1)
+    return train_stage(path, dataset, CONFIGS[preset], **options)
+
+
+def assert_as_undisturbed(run: Run, undisturbed: Run) -> None:
+    """Same weights and history to the last bit, the same results, and one continuous curve in TensorBoard."""
+    assert len(run.train.history) == 12 and run.train.history[SAME].equals(undisturbed.train.history[SAME])
+    for name in ("weights", "best_epoch", "no_gradient", "initial_weights"):
+        assert getattr(run.train, name) == getattr(undisturbed.train, name)
+    assert run.train.least_squares.weights == undisturbed.train.least_squares.weights
+    events = EventAccumulator(str(run.path / "train/tensorboard"), size_guidance={"scalars": 0}).Reload()
+    history = run.train.history
+    assert sorted(events.Tags()["scalars"]) == sorted(list(history)[1:])
+    for name in events.Tags()["scalars"]:
+        curve = [(event.step, event.value) for event in events.Scalars(name)]
+        assert curve == list(zip(history["epoch"], history[name].astype("float32"), strict=True))
+
+
+# train
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+def test_a_training_is_read_back_as_it_was_trained(preset, train_set, undisturbed):
+    run, result = undisturbed[preset], train(train_set, CONFIGS[preset])
+    assert run.train.config == CONFIGS[preset] and run.pipeline == train_set.pipeline
+    assert run.model.weights == result.model.weights
+    assert run.train.history[SAME].equals(result.history[SAME])
+    assert run.train.best_epoch == result.best_epoch < 12 or preset == "precise"
+    assert run.dataset(train=True).fingerprint == train_set.fingerprint != run.dataset().fingerprint
+    assert_as_undisturbed(run, run)
+
+
+def test_what_is_complete_is_only_read(run, train_set, test_set, monkeypatch):
+    before = content(run.path)
+    for owner, name in ((stages, "_train"), (stages, "compare"), (stages, "benchmark")):
+        monkeypatch.setattr(owner, name, None)
+    sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
+    again = train_stage(run.path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
+    assert again.train.history.equals(run.train.history) and list(again.stages) == ["train"]
+    assert compare_stage(run.path, test_set).compare.test_mse == run.compare.test_mse
+    table = benchmark_stage(run.path, test_set, devices=["cpu", "cuda"], **sweep).benchmark.table
+    assert table.equals(run.benchmark.table) and content(run.path) == before
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize(("epochs", "saved"), [(0, "no epoch is yet"), (5, "all epochs so far are")])
+def test_ctrl_c_within_an_epoch_loses_only_that(preset, epochs, saved, train_set, undisturbed, tmp_path, monkeypatch):
+    path, step = tmp_path / "r", Trainer.step
+
+    def interrupted(self, batch):
+        if len(self.history) == epochs and self.steps % 9 == 4:  # in the middle of an epoch
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(Trainer, "step", interrupted)
+        train_stage(path, train_set, CONFIGS[preset])
+    said = str(caught.value)
+    assert said == f"interrupted: {saved} saved in {path / 'train'}; run the same command or cell again to go on"
+    assert caught.value._render_traceback_() == [said]  # JupyterLab shows no more than that
+    run = continued(path, train_set, preset)
+    assert run.train.sittings == 2
+    assert_as_undisturbed(run, undisturbed[preset])
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("checkpoint.safetensors", 3), ("checkpoint.safetensors", 12), ("history.csv", 1), ("weights.safetensors", 1)],
+)
+def test_a_kill_between_any_two_writes_does_no_harm(
+    name, count, before, preset, train_set, undisturbed, tmp_path, monkeypatch
+):
+    write, counted = StageWriter.write, itertools.count(1)
+
+    def killed(self, written, text):
+        last = written == name and next(counted) == count
+        if not (last and before):
+            write(self, written, text)
+        if last:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(StageWriter, "write", killed)
+        train_stage(tmp_path / "r", train_set, CONFIGS[preset])
+    assert_as_undisturbed(continued(tmp_path / "r", train_set, preset), undisturbed[preset])
+
+
+def interrupt_after(epochs: int, path: Path, dataset: CustomDataset, **options) -> None:
+    """Interrupt a training in `path` after so many epochs."""
+    run_epoch = Trainer.run_epoch
+
+    def until(self):
+        if len(self.history) == epochs:
+            raise KeyboardInterrupt
+        return run_epoch(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "run_epoch", until)
+        train_stage(path, dataset, CONFIGS["precise"], **options)
+
+
+def test_a_forced_training_that_was_stopped_is_continued_when_forced_again(path, train_set, undisturbed):
+    before = read_run(path).train
+    interrupt_after(4, path, train_set, force=True)
+    assert read_run(path).train.training == before.training
+    run = continued(path, train_set, force=True)
+    assert run.train.sittings == 2 and run.train.training != before.training
+    assert_as_undisturbed(run, undisturbed["precise"])
+
+
+def test_a_training_without_gradient_killed_after_its_last_epoch_is_still_called_so(train_set, tmp_path, monkeypatch):
+    config = TrainConfig(device="cpu", seed=3)  # which starts with three negative weights
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("transformnet_lib.training._refuse_if_not_finite", lambda trainer: 1 / 0)
+        train_stage(tmp_path / "r", train_set, config)
+    assert train_stage(tmp_path / "r", train_set, config).train.no_gradient
+
+
+DAMAGES: dict[str, Callable[[dict], object]] = {
+    "no optimiser": lambda state: [state.pop(name) for name in list(state) if name.startswith("optimizer.")],
+    "no weights": lambda state: state.pop("trained"),
+    "weights of another shape": lambda state: state.update(trained=torch.zeros(4)),
+    "a history of another form": lambda state: state.update(history=torch.zeros(7)),
+    "another generator": lambda state: state.update(generator=torch.zeros(3)),
+    "no counts": lambda state: state.update(counts=torch.zeros(2, dtype=torch.int64)),
+    "endless patience": lambda state: state.update(stopping=torch.full((2,), torch.inf, dtype=torch.float64)),
+    "junk": lambda state: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("place", ["train", "train.new"])
+def test_a_damaged_checkpoint_is_one_line_and_force_begins_again(damage, place, train_set, undisturbed, tmp_path, path):
+    if place == "train":
+        path = tmp_path / "new"
+    interrupt_after(2, path, train_set, force=place == "train.new")
+    checkpoint = path / place / "checkpoint.safetensors"
+    state = safetensors.torch.load_file(checkpoint)
+    DAMAGES[damage](state)
+    checkpoint.write_bytes(b"junk" if damage == "junk" else safetensors.torch.save(state))
+    if place == "train":
+        with pytest.raises(
+            RunError, match=r"^.*checkpoint\.safetensors: damaged .*transformnet train --run-dir .*--force"
+        ):
+            train_stage(path, train_set, CONFIGS["precise"])
+    assert_as_undisturbed(continued(path, train_set, force=True), undisturbed["precise"])
+
+
+def test_other_images_in_the_same_data_set_are_noticed(train_set, tmp_path):
+    interrupt_after(1, tmp_path / "r", train_set)
+    changed = copy.deepcopy(train_set)
+    changed.images[0] = 0
+    with pytest.raises(RunError, match=r"begun with other parameters \(images: "):
+        train_stage(tmp_path / "r", changed, CONFIGS["precise"])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(train_set, undisturbed, tmp_path, monkeypatch):
+    path, fsync, calls = tmp_path / "r", os.fsync, itertools.count()
+
+    def full(handle):
+        if next(calls) == 4:  # parameters.json and three epochs
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"written \(No space left on device\)"):
+        patch.setattr(os, "fsync", full)
+        train_stage(path, train_set, CONFIGS["precise"])
+    assert len(safetensors.torch.load_file(path / "train/checkpoint.safetensors")["history"]) == 3
+    assert not list(path.rglob("*.part"))
+    assert_as_undisturbed(continued(path, train_set), undisturbed["precise"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
+def test_a_file_that_may_not_grow_keeps_the_last_checkpoint_and_says_so(train_set, undisturbed, tmp_path):
+    interrupt_after(2, tmp_path / "r", train_set)
+    before = (tmp_path / "r/train/checkpoint.safetensors").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # bytes: parameters.json fits, a checkpoint does not
+    try:
+        with pytest.raises(RunError, match=r"cannot be written \(File too large\)"):
+            train_stage(tmp_path / "r", train_set, CONFIGS["precise"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "r/train/checkpoint.safetensors").read_bytes() == before
+    assert_as_undisturbed(continued(tmp_path / "r", train_set), undisturbed["precise"])
+
+
+# What cannot be done is refused before anything is written
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_what_is_out_of_range_is_refused_and_nothing_is_written(force, path, train_set, test_set):
+    before, few = content(path), CustomDataset(data="photos", train=True, limit=4)
+    small = CustomDataset(data="photos", train=False, limit=20)
+    small.images = small.images[:, :, :-1]
+    wrong = [
+        lambda: train_stage(path, few, CONFIGS["precise"], force=force),
+        lambda: train_stage(path, train_set, TrainConfig(device="gpu"), force=force),
+        lambda: compare_stage(path, test_set, [600], force=force),
+        lambda: benchmark_stage(path, small, force=force),
+        *[
+            lambda wrong=wrong: benchmark_stage(path, test_set, **wrong, force=force)
+            for wrong in ({"devices": ["tpu"]}, {"devices": "cpu"}, {"batch_sizes": [0]}, {"repeats": 0})
+        ],
+        *[
+            lambda wrong=wrong: study_stage(path, train_set, test_set, **wrong, force=force)
+            for wrong in ({"seeds": 0}, {"repeats": 0}, {"sizes": [0]}, {"presets": ["best"]})
+        ],
+    ]
+    for call in wrong:
+        with pytest.raises((ParameterError, DataError)):
+            call()
+    assert content(path) == before
+
+
+def test_a_forced_training_that_fails_keeps_what_is_there(path, undisturbed):
+    grey = CustomDataset(data="photos", train=True, limit=100)
+    grey.images[:] = grey.images[:, :1]
+    with pytest.raises(DataError, match="the training images are grey"):
+        train_stage(path, grey, CONFIGS["precise"], force=True)
+    assert read_run(path).train.training == undisturbed["precise"].train.training
+
+
+@pytest.mark.parametrize(
+    "work", [compare_stage, benchmark_stage, lambda path, images: study_stage(path, images, images)]
+)
+def test_a_later_stage_needs_a_training(work, test_set, tmp_path):
+    with pytest.raises(RunError, match="there is no such folder; `transformnet train --run-dir"):
+        work(tmp_path / "r", test_set)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_damage_in_one_stage_does_not_keep_another_from_being_made(force, path, train_set, test_set):
+    compare_stage(path, test_set)
+    for name in ("parameters.json", "examples.npz"):
+        (path / "compare" / name).write_bytes(b"junk")
+    assert train_stage(path, train_set, CONFIGS["precise"], force=force).train
+    assert benchmark_stage(path, test_set, **QUICK, force=force).benchmark
+    with pytest.raises(RunError, match=r"compare/parameters\.json: damaged"):
+        read_run(path)
+    assert compare_stage(path, test_set, force=True).compare
+    assert read_run(path).compare
+
+
+# compare, benchmark, study
+
+QUICK = {"devices": ["cpu"], "batch_sizes": [16], "num_workers": [], "small_batch_sizes": [], "repeats": 1}
+
+
+def test_a_comparison_is_read_back(run):
+    examples = run.compare.examples
+    assert examples["indices"].tolist() == [0, 120, 240, 360, 480]  # none asked for: spread over all 600
+    assert metrics_table(examples)["mse"].max() < 1e-10 and run.compare.test_mse < 1e-10
+
+
+def test_a_benchmark_is_read_back_in_full_precision(run):
+    table = run.benchmark.table
+    for _, row in table[table["reason"] == ""].iterrows():
+        assert row["seconds"] == pytest.approx(sum(map(float, row["raw_seconds"].split())) / 2, rel=1e-12)  # 2 repeats
+
+
+def test_auto_is_measured_under_the_devices_own_name(path, test_set):
+    run = benchmark_stage(path, test_set, **QUICK | {"devices": ["auto", str(resolve_device("auto"))]})
+    assert run.benchmark.parameters["devices"] == [str(resolve_device("auto"))]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_an_interrupted_benchmark_is_continued_after_the_last_group(force, path, test_set, monkeypatch):
+    folder = path / "benchmark"
+    if force:
+        benchmark_stage(path, test_set, **QUICK)
+        before = content(folder)
+    measure, groups = timing.Bench.measure, []
+
+    def stop_at_the_third(bench, group):
+        groups.append(group)
+        if len(groups) == 3:
+            raise KeyboardInterrupt
+        return measure(bench, group)
+
+    monkeypatch.setattr(timing.Bench, "measure", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_stage(path, test_set, **QUICK, force=force)
+    saved = (path / ("benchmark.new" if force else "benchmark") / "benchmark.csv").read_text()
+    assert saved.count("\n") == 1 + sum(map(len, groups[:2]))
+    assert not force or content(folder) == before
+    run = benchmark_stage(path, test_set, **QUICK, force=force)
+    assert (folder / "benchmark.csv").read_text().startswith(saved) and run.benchmark.sittings == 2
+    assert groups[3] == groups[2]  # the one that was interrupted, again
+    rows = [Setting(*row) for row in run.benchmark.table[list(Setting.__dataclass_fields__)].itertuples(index=False)]
+    assert rows == [setting for group in groups[:2] + groups[3:] for setting in group]
+    assert set(rows) == set(settings(["cpu"], [16], [], []))
+
+
+STUDY = {"seeds": [0, 1], "sizes": [50, 100], "repeats": 1}
+SEED_RESULTS = ["preset", "seed", "red", "green", "blue", "val_mse", "best_epoch", "epochs", "no_gradient"]
+
+
+def test_a_study_interrupted_after_any_seed_or_table_makes_only_what_is_missing(
+    path, train_set, test_set, tmp_path, monkeypatch
+):
+    finish, write, made, written = seeds.finish, StageWriter.write, [], []
+
+    def interrupted(trainer):
+        made.append((trainer.config.preset, trainer.config.seed))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return finish(trainer)
+
+    def killed(self, name, text):
+        write(self, name, text)
+        written.append(name)
+        if name == "libraries.csv":
+            raise Killed
+
+    monkeypatch.setattr(seeds, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study_stage(path, train_set, test_set, **STUDY)
+    assert read_run(path).unfinished == {"study": "it was stopped, it failed, or it is at work"}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(StageWriter, "write", killed)
+        study_stage(path, train_set, test_set, **STUDY)
+    assert made == [("paper", 0), ("paper", 1), ("precise", 0), ("precise", 0), ("precise", 1)]
+    assert written == ["parameters.json", "seeds.csv", "seeds.csv", "libraries.csv"]
+    before = content(path / "study")
+    run = study_stage(path, train_set, test_set, **STUDY)
+    done = content(path / "study")
+    assert all(done[name] == before[name] for name in ("seeds.csv", "libraries.csv")) and run.study.sittings == 3
+    whole = seeds.study_seeds(train_set, seeds=(0, 1))
+    assert run.study.seeds[SEED_RESULTS].to_numpy().tolist() == whole[SEED_RESULTS].to_numpy().tolist()
+    assert run.study.sizes["images"].unique().tolist() == [50, 100]
+    assert run.study.test_images.fingerprint == test_set.fingerprint
+    with pytest.raises(RunError, match=r"seeds: \[0, 1\] → \[1\]"):
+        study_stage(path, train_set, test_set, **STUDY | {"seeds": [1]})

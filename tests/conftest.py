@@ -43,7 +43,7 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
     path = tmp_path_factory.mktemp("runs") / "small"
     train_stage(path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
     compare_stage(path, test_set)
-    sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
+    sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0], "repeats": 2}
     benchmark_stage(path, test_set, devices=["cpu", "cuda"], **sweep)
     return read_run(path)
 

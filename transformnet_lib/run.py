@@ -673,7 +673,7 @@ def stage(
 
 
 def check_place(run_dir: Path, name: str) -> None:
-    """Raise RunError if a stage cannot be made in `run_dir`, which holds an older version's run, or somebody's files."""
+    """Raise RunError if a stage cannot be made in `run_dir`: an older version's run is there, or somebody's files."""
     if (run_dir / "run.json").exists():
         raise RunError(f"{run_dir}: holds a run of an older version (run.json); remove it, or take another run_dir")
     for folder in (run_dir / name, run_dir / f"{name}.new"):

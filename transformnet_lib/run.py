@@ -253,6 +253,8 @@ class Run(Record):
     study: Study | None
     unfinished: dict[str, str]  # stages that were begun and have no result of this training: why
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # tables cannot be compared
+
     @property
     def stages(self) -> dict[str, Stage]:
         """The complete stages by name, in the order in which they are made."""

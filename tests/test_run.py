@@ -57,7 +57,7 @@ def test_parameters_come_first_and_a_stage_is_complete_when_stage_json_is_there(
     monkeypatch.setattr(StageWriter, "write", lambda *given: written.append(given[1]) or write(*given))
     for name in STAGES:
         assert do(tmp_path / "r", name, images)
-        assert (written[0], written[-1]) == ("parameters.json", "stage.json")
+        assert written[0] == "parameters.json" and written.index("stage.json") == len(written) - 1 > 1
         written.clear()
         assert not do(tmp_path / "r", name, images)
         assert getattr(read_run(tmp_path / "r"), name).sittings == 1 and not written

@@ -294,9 +294,10 @@ class Trainer:
             with torch.cuda.stream(stream):
                 self.step(self.batch)
             torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
                 self.step(self.batch)
+            self.graph = graph  # only now, so that a recording that was interrupted is not replayed
 
     @property
     def finished(self) -> bool:
@@ -328,7 +329,8 @@ class Trainer:
             "counts": torch.tensor([self.steps, self.best_epoch, self.no_gradient], dtype=torch.int64),
             **{f"optimizer.{name}": value for name, value in self.optimizer.state[self.trained].items()},
         }
-        return state | {f"best.{name}": value for name, value in (self.best_weights or {}).items()}
+        state |= {f"best.{name}": value for name, value in (self.best_weights or {}).items()}
+        return {name: value.clone() for name, value in state.items()}  # else the next epoch would change them
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict()`'s answer."""

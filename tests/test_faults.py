@@ -300,6 +300,7 @@ def test_a_notebook_that_fails_after_its_stage_is_executed_again_and_the_stage_i
     path = tmp_path / "r"
     (path / "train").mkdir(parents=True)
     (path / "train/train.ipynb").write_text(THE_ONE_BEFORE)
+    (path / "train/parameters.json").touch()  # else the folder would not be a run's
     notebook(then)
     with pytest.raises(NotebookError) as caught:
         run_stage("train", path, {})

@@ -199,6 +199,16 @@ def test_a_closed_terminal_ends_the_command_with_status_129(tmp_path, sign):
     assert process.wait(60) == 129
 
 
+def test_a_command_whose_messages_nobody_reads_any_more_ends(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "r")
+    process = start(tmp_path, "compare --run-dir r --force")
+    process.stderr.close()  # as `2>&1 | head` does
+    try:
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+
+
 @posix
 def test_a_kernel_whose_command_is_gone_before_it_has_started_ends(tmp_path):
     code = "import json, os; from transformnet_lib.report import kernel_arguments as arguments\n"

@@ -95,11 +95,10 @@ def test_what_is_complete_is_only_read(run, train_set, test_set, monkeypatch):
     before = content(run.path)
     for owner, name in ((stages, "_train"), (stages, "compare"), (stages, "benchmark")):
         monkeypatch.setattr(owner, name, None)
-    sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0, 1], "repeats": 2}
     again = train_stage(run.path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
     assert again.train.history.equals(run.train.history) and list(again.stages) == ["train"]
     assert compare_stage(run.path, test_set).compare.test_mse == run.compare.test_mse
-    table = benchmark_stage(run.path, test_set, devices=["cpu", "cuda"], **sweep).benchmark.table
+    table = benchmark_stage(run.path, test_set, **run.benchmark.parameters).benchmark.table
     assert table.equals(run.benchmark.table) and content(run.path) == before
 
 

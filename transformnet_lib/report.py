@@ -33,7 +33,7 @@ from .findings.text import listed
 from .images import check_source
 from .machine import available_devices, resolve_device
 from .resources import NOTEBOOKS, PACKAGE
-from .run import is_complete, is_current, is_marked, mark_for_remaking, read_run, read_runs
+from .run import check_place, is_complete, is_current, is_marked, mark_for_remaking, read_run, read_runs
 from .timing import check_sweep
 from .training import TrainConfig
 
@@ -240,6 +240,8 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> bool:
     complete = is_complete(run_dir / name) and not parameters.get("force") and is_current(run_dir, name)
     if complete and _but_force(_papermill(notebook).get("parameters")) == _but_force(parameters):
         return False
+    if not complete:
+        check_place(run_dir, name)  # before a kernel starts
     doing = f"{name} (complete: only its notebook)" if complete else ""
     execute(name, notebook, parameters, unfinished=run_dir / f"{name}.failed.ipynb", doing=doing)
     return True

@@ -253,6 +253,8 @@ class Run(Record):
     study: Study | None
     unfinished: dict[str, str]  # stages that were begun and have no result of this training: why
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # tables cannot be compared
+
     @property
     def stages(self) -> dict[str, Stage]:
         """The complete stages by name, in the order in which they are made."""
@@ -623,8 +625,6 @@ def stage(
     if type(force) is not bool:  # papermill's -p turns "no" into a true string
         raise ParameterError(f"force: expected True or False, got {force!r}")
     path = _checked(run_dir)
-    if (path / "run.json").exists():
-        raise RunError(f"{path}: holds a run of an older version (run.json); remove it, or take another run_dir")
     with locked(path):
         drop_leftovers(path)
         _settle(path)
@@ -649,8 +649,7 @@ def stage(
                 )
             yield None
             return
-        for each in (folder, new):
-            _ours(each)  # refused now, not when it is to be removed
+        check_place(path, name)
         if force and is_complete(folder):
             folder, before = new, _begun(new, force)
         if before and not is_complete(folder):
@@ -673,6 +672,14 @@ def stage(
             _remove(new)  # the mark, or what was begun beside a stage that is now made again
         writer.write_record("stage.json", finished)
         _settle(path)
+
+
+def check_place(run_dir: Path, name: str) -> None:
+    """Raise RunError if a stage cannot be made in `run_dir`: an older version's run is there, or somebody's files."""
+    if (run_dir / "run.json").exists():
+        raise RunError(f"{run_dir}: holds a run of an older version (run.json); remove it, or take another run_dir")
+    for folder in (run_dir / name, run_dir / f"{name}.new"):
+        _ours(folder)
 
 
 def _begun(folder: Path, force: bool) -> Begun | None:

@@ -51,6 +51,7 @@ def images() -> CustomDataset:
 
 
 @posix
+@pytest.mark.slow
 def test_faults_at_random_moments_of_a_training_lose_nothing(tmp_path):
     calm, folder = tmp_path / "calm", tmp_path / "disturbed"
     for place in (calm, folder):
@@ -309,6 +310,7 @@ def test_a_notebook_that_fails_after_its_stage_is_executed_again_and_the_stage_i
 ):
     path = tmp_path / "r"
     (path / "train").mkdir(parents=True)
+    shutil.copy(reference_run() / "train/parameters.json", path / "train")
     (path / "train/train.ipynb").write_text(THE_ONE_BEFORE)
     notebook(then)
     with pytest.raises(NotebookError) as caught:

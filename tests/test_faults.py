@@ -51,6 +51,7 @@ def images() -> CustomDataset:
 
 
 @posix
+@pytest.mark.slow
 def test_faults_at_random_moments_of_a_training_lose_nothing(tmp_path):
     calm, folder = tmp_path / "calm", tmp_path / "disturbed"
     for place in (calm, folder):
@@ -199,6 +200,16 @@ def test_a_closed_terminal_ends_the_command_with_status_129(tmp_path, sign):
     assert process.wait(60) == 129
 
 
+def test_a_command_whose_messages_nobody_reads_any_more_ends(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "r")
+    process = start(tmp_path, "compare --run-dir r --force")
+    process.stderr.close()  # as `2>&1 | head` does
+    try:
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+
+
 @posix
 def test_a_kernel_whose_command_is_gone_before_it_has_started_ends(tmp_path):
     code = "import json, os; from transformnet_lib.report import kernel_arguments as arguments\n"
@@ -299,6 +310,7 @@ def test_a_notebook_that_fails_after_its_stage_is_executed_again_and_the_stage_i
 ):
     path = tmp_path / "r"
     (path / "train").mkdir(parents=True)
+    shutil.copy(reference_run() / "train/parameters.json", path / "train")
     (path / "train/train.ipynb").write_text(THE_ONE_BEFORE)
     (path / "train/parameters.json").touch()  # else the folder would not be a run's
     notebook(then)

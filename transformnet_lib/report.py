@@ -22,6 +22,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters.exporter import Exporter
+from tqdm import tqdm
 
 from . import errors
 from .display import NUMBERS
@@ -157,6 +158,8 @@ def _interruptibly(name: str, work: Callable[..., object]) -> None:
             work(kernel_manager_class=Manager, on_notebook_start=lambda **_: ready.set())
         except BaseException as error:
             failures.append(error)
+            with suppress(Exception):  # not held, as a rule
+                tqdm.get_lock().release()  # which a bar keeps that cannot be written, and Python's end waits for
         finally:
             try:
                 ensure_event_loop().close()  # the one nbclient made for this thread; it leaves it open

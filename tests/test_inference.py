@@ -500,6 +500,15 @@ def test_a_folder_among_the_results_that_leads_into_the_images_is_refused(run, i
     assert tree(tmp_path) == before
 
 
+def test_a_hidden_folder_that_leads_into_the_images_is_refused(run, images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.infer").symlink_to(images / "sub")
+    before = tree(tmp_path)
+    with pytest.raises(ParameterError, match="results would be taken for images"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+    assert tree(tmp_path) == before
+
+
 def test_a_folder_among_the_results_may_lead_elsewhere(run, images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -209,6 +209,33 @@ def test_a_folded_state_of_another_geometry_is_refused_and_changes_nothing(image
     assert torch.equal(whole(images), expected)
 
 
+@pytest.mark.parametrize("change", ["copy", "compiled copy", "replace", "call", "meta"])
+def test_other_weights_count_however_they_came(images, change):
+    folded, other = exact(Pipeline()).folded(), seeded_model(0).folded()
+    if change == "compiled copy":
+        folded = torch.compile(folded, backend="eager")
+    folded(images)
+    if change.endswith("copy"):
+        folded.weights.copy_(other.weights)
+    elif change == "replace":
+        folded.weights = other.weights.clone()
+    elif change == "meta":
+        folded = exact(Pipeline()).folded().to("meta")
+        folded.load_state_dict(other.state_dict(), assign=True)
+    called = (
+        torch.func.functional_call(folded, dict(other.named_buffers()), images) if change == "call" else folded(images)
+    )
+    assert torch.equal(called, other(images))
+
+
+def test_a_folded_model_converted_in_inference_mode_can_load_weights_outside_of_it(images):
+    folded = exact(Pipeline()).folded()
+    with torch.inference_mode():
+        folded.double()
+    folded.load_state_dict(seeded_model(0).folded().double().state_dict())
+    assert torch.equal(folded(images.double()), seeded_model(0).double().folded()(images.double()))
+
+
 def test_weights_that_are_loaded_while_another_call_makes_matrices_count_from_then_on(images, monkeypatch):
     one, other = exact(Pipeline()).folded(), seeded_model(0).folded()
     whole = one.axis_matrix

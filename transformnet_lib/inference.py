@@ -70,7 +70,7 @@ def infer_folder(
         raise ParameterError(f"rank: expected one from 0 to below world_size, got rank {rank} of {world_size}")
     if not images.is_dir():
         raise DataError(f"images: {images} is not a folder")
-    if _lies_in(out, images):
+    if _lies_in(out, images) or _lies_in(out / STATE, images):
         raise ParameterError(f"out: {out} lies in {images}; results would be taken for images the next time")
     if _lies_in(images, out):
         raise ParameterError(f"out: {out} holds {images}, whose images results could replace; take another --out")

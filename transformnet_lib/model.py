@@ -57,9 +57,9 @@ class FoldedTransformNet(nn.Module):
 
     Nothing is learned, so there are no parameters. The buffers are `weights` and `geometry`, int64 (height, width,
     hflip, vflip); a state of another geometry does not load. L and R are made on the images' device, wherever the
-    buffers are, when a shape, dtype or device is first met, and forgotten when the weights are loaded or the model is
-    moved or converted. A CUDA graph captured from the model reads them: as long as the graph is replayed, keep the
-    model as it is, and show it no more than KEPT_SHAPES shapes in all.
+    buffers are, when a shape, dtype or device is first met, and again when the weights have changed. A CUDA graph
+    captured from the model reads them: as long as the graph is replayed, keep the model as it is, and show it no more
+    than KEPT_SHAPES shapes in all.
 
     >>> TransformNet().folded()(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
     torch.Size([8, 1, 28, 28])
@@ -73,13 +73,13 @@ class FoldedTransformNet(nn.Module):
         self.pipeline = pipeline
         self.kept = {}
 
+    @torch.inference_mode(False)  # as in __init__
     def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        self.kept = {}
-        return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-        geometry, own = state_dict.get(prefix + "geometry", self.geometry).tolist(), self.geometry.tolist()
+        own = [*self.pipeline.size, int(self.pipeline.hflip), int(self.pipeline.vflip)]
+        geometry = state_dict[prefix + "geometry"].tolist() if prefix + "geometry" in state_dict else own
         if geometry != own:
             errors.append(
                 f"{prefix}geometry: expected (height, width, hflip, vflip) = {own}, got {geometry}; "
@@ -87,7 +87,6 @@ class FoldedTransformNet(nn.Module):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        self.kept = {}
 
     def axis_matrix(self, size: int, axis: int, device: torch.device) -> Tensor:
         """The pipeline's `axis_matrix` `(pipeline.size[axis], size)` in the weights' dtype."""
@@ -101,15 +100,15 @@ class FoldedTransformNet(nn.Module):
 
         On a CPU, L is the arguments of `embedding_bag`; R is None where columns stay as they are.
         """
-        kept = self.kept  # now, so that weights which are loaded meanwhile replace what is made of these
-        dtype = self.weights.dtype
+        weights, version = self.weights, _version(self.weights)  # now: others may be loaded meanwhile
+        dtype = weights.dtype
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in (torch.uint8, dtype):
             raise ParameterError(
                 f"expected uint8 or {str(dtype)[6:]} images of shape (batch, 3, height, width), "
                 f"got {str(images.dtype)[6:]} {tuple(images.shape)}"
             )
         count, _, height, width = images.shape
-        mix = self.weights.to(images.device) / (255 if images.dtype == torch.uint8 else 1)
+        mix = weights.to(images.device) / (255 if images.dtype == torch.uint8 else 1)
         left = torch.kron(mix, self.axis_matrix(height, -2, images.device))
         same_columns = width == self.pipeline.size[1] and not self.pipeline.hflip
         right = None if same_columns else self.axis_matrix(width, -1, images.device).T.contiguous()
@@ -126,19 +125,31 @@ class FoldedTransformNet(nn.Module):
         # uint8 cannot leave [0, 1], nor can its weighted mean with weights that sum to less (0.9999 in the pipeline);
         # the margin is for rounding. One operation less is a tenth of the time at batch size 16.
         margin = max(1e-5, 100 * torch.finfo(dtype).eps)
-        mean = bool((self.weights >= 0).all() and self.weights.sum() <= 1 - margin)
+        mean = bool((weights >= 0).all() and weights.sum() <= 1 - margin)
         matrices = left, right, not (mean and images.dtype == torch.uint8)
-        if len(kept) >= KEPT_SHAPES:  # more, if threads share the model
-            kept.clear()
-        kept[images.shape, images.dtype, images.device] = matrices
+        if len(self.kept) >= KEPT_SHAPES:  # more, if threads share the model
+            self.kept.clear()
+        self.kept[images.shape, images.dtype, images.device] = weights, version, matrices
         return matrices
 
+    def matrices(self, images: Tensor) -> tuple[Tensor | dict[str, Tensor], Tensor | None, bool]:
+        """`fold`'s answer, kept from the last call with images of this shape if the weights are still the same."""
+        key = images.shape, images.dtype, images.device
+        weights, version, matrices = self.kept.get(key, (None, None, None))
+        return matrices if weights is self.weights and version == _version(weights) else self.fold(images)
+
     def forward(self, images: Tensor) -> Tensor:
+        # Compiled, the look-up would not see that weights were written to. Decorated, it would cost 20 µs more a call
+        look_up = torch.compiler.disable(self.matrices) if torch.compiler.is_compiling() else self.matrices
+        matrices = look_up(images)
         device = images.device.type
         if device != "meta" and torch.is_autocast_enabled(device):  # there is none on meta
             with torch.autocast(device, enabled=False):  # it would multiply in bfloat16: wrong by a grey level
-                return self.forward(images)
-        left, right, clips = self.kept.get((images.shape, images.dtype, images.device)) or self.fold(images)
+                return self.products(images, *matrices)
+        return self.products(images, *matrices)
+
+    def products(self, images: Tensor, left: Tensor | dict[str, Tensor], right: Tensor | None, clips: bool) -> Tensor:
+        """clamp(L x R), with what `fold` made for such images."""
         x = images.to(self.weights.dtype)
         if isinstance(left, dict):
             y = F.embedding_bag(weight=x.flatten(0, 2), mode="sum", include_last_offset=True, **left)
@@ -149,6 +160,11 @@ class FoldedTransformNet(nn.Module):
         if clips:
             y.clamp_(0, 1)
         return y.view(len(images), 1, *self.pipeline.size)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 for one of inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def seeded_model(seed: int, pipeline: Pipeline | None = None) -> TransformNet:

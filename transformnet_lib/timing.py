@@ -541,7 +541,7 @@ class Entry:
         if not error <= self.most:
             raise ParameterError(f"output differs from the ground truth by {error:.3g}, more than {self.most:g}")
         self.errors.append(error)
-        if not math.isclose(error, self.errors[0], rel_tol=0.01, abs_tol=1e-9):  # sums in another order
+        if not math.isclose(error, self.errors[0], rel_tol=1e-4, abs_tol=1e-9):  # sums in another order
             raise RuntimeError(f"output off the ground truth by {self.errors[0]:.3g}, after the repeats by {error:.3g}")
 
 

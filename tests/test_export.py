@@ -512,6 +512,7 @@ def test_text_has_enough_contrast():
                 assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
 
 
+@pytest.mark.slow
 def test_nbconvert_knows_both(tmp_path):
     path = tmp_path / "nb.ipynb"
     nbformat.write(notebook(*REPORT), path)

@@ -349,6 +349,7 @@ def test_a_hostile_string_that_fonts_can_show_is_shown(place):
         assert text in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_ten_kilobytes_can_be_set(place):
     page, pdf = texts(*PLACES[place]("word " * 2000))
@@ -409,6 +410,7 @@ def test_authors_may_be_one_several_or_odd():
 # ------------------------------------------------------------------------------------------------ files
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     cells = [front(title="T", author="A", date="2026-11-23"), prose("## H\n\n$x^2$[^1] [Figure](#fig-a)\n\n[^1]: n"),
              code(*figure(), frame(pd.DataFrame({"a": [1]})), source="x = 1")]  # fmt: skip

@@ -71,15 +71,14 @@ DISTURBED = {  # a command; what shows that it is at work, and that its work is 
     "make": (MAKE, "runs/paper-cpu/benchmark/benchmark.csv", "runs/paper-cpu/benchmark/stage.json"),
     "make again": (f"{MAKE} --force", "runs/paper-cpu/train.new/parameters.json", "runs/paper-cpu/compare/stage.json"),
 }
-EVERY = list(itertools.product(DISTURBED, ("start", "work", "end"), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)))
-QUICK = [("train", "end", signal.SIGKILL), ("benchmark", "work", signal.SIGTERM), ("report", "work", signal.SIGINT)]
+MOMENTS, SIGNALS = ("start", "work", "end"), (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+# Each command at each moment; each signal at each of them. All pairs, at random, are `make soak`'s.
+EVERY = [(name, moment, SIGNALS[(i + j) % 3]) for i, name in enumerate(DISTURBED) for j, moment in enumerate(MOMENTS)]
 
 
 @posix
-@pytest.mark.parametrize(
-    ("name", "moment", "number"),
-    [pytest.param(*each, marks=[] if each in QUICK else pytest.mark.slow) for each in EVERY],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "moment", "number"), EVERY)
 def test_a_disturbed_command_is_completed_by_the_same_command(name, moment, number, run, tmp_path):
     make_images(tmp_path, 60)
     arguments, working, done = DISTURBED[name]
@@ -112,6 +111,7 @@ def test_a_disturbed_command_is_completed_by_the_same_command(name, moment, numb
 
 
 @posix
+@pytest.mark.slow
 def test_a_killed_kernel_is_one_line_and_the_same_command_is_completed(tmp_path):
     make_images(tmp_path)
     process = start(tmp_path, COMMANDS["train"], until="r/train/checkpoint.safetensors")
@@ -149,6 +149,7 @@ def refused(process: subprocess.Popen) -> str:
 
 
 @posix
+@pytest.mark.slow
 def test_a_run_folder_that_vanishes_is_one_line(tmp_path):
     make_images(tmp_path)
     process = start(tmp_path, COMMANDS["train"], until="r/train/checkpoint.safetensors")
@@ -178,6 +179,7 @@ main()
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", ["train.failed.ipynb", "train/checkpoint.safetensors"], ids=["starting", "at work"])
 def test_a_closed_terminal_ends_the_command_with_status_129(tmp_path, sign):
     import fcntl  # these three are POSIX's
@@ -200,6 +202,7 @@ def test_a_closed_terminal_ends_the_command_with_status_129(tmp_path, sign):
     assert process.wait(60) == 129
 
 
+@pytest.mark.slow
 def test_a_command_whose_messages_nobody_reads_any_more_ends(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "r")
     process = start(tmp_path, "compare --run-dir r --force")
@@ -211,6 +214,7 @@ def test_a_command_whose_messages_nobody_reads_any_more_ends(run, tmp_path):
 
 
 @posix
+@pytest.mark.slow
 def test_a_kernel_whose_command_is_gone_before_it_has_started_ends(tmp_path):
     code = "import json, os; from transformnet_lib.report import kernel_arguments as arguments\n"
     code += "print(json.dumps([os.getpid(), arguments()]))"
@@ -225,6 +229,7 @@ def test_a_kernel_whose_command_is_gone_before_it_has_started_ends(tmp_path):
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["a full disk", "a folder that may only be read"])
 def test_a_folder_that_cannot_be_written_is_one_line_and_stays_as_it_is(trouble, run, tmp_path):
     path = shutil.copytree(run.path, tmp_path / "r")
@@ -304,7 +309,11 @@ AFTER_THE_STAGE = {
 }
 
 
-@pytest.mark.parametrize(("then", "message"), AFTER_THE_STAGE.values(), ids=AFTER_THE_STAGE)
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [pytest.param(*AFTER_THE_STAGE[name], id=name, marks=[] if name in ("an error", "a kill") else pytest.mark.slow)
+     for name in AFTER_THE_STAGE],
+)  # fmt: skip
 def test_a_notebook_that_fails_after_its_stage_is_executed_again_and_the_stage_is_not(
     notebook, tmp_path, then, message
 ):

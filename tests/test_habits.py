@@ -68,6 +68,7 @@ def test_importing_the_library_opens_no_socket_and_writes_no_file(tmp_path):
     assert list((tmp_path / "home").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_importing_every_module_opens_no_socket_and_writes_no_file(tmp_path):
     events = imported("all", tmp_path / "home")
     # On a machine where it never ran, Matplotlib notes which fonts there are, once, in folders of its own; it asks

@@ -190,6 +190,7 @@ def test_shards_are_made_again_if_images_were_added(run, images, tmp_path):
     assert sorted(names) == sorted(expected(run, images))
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_end(run, images, tmp_path):
     for i in range(400):  # enough to be in the middle of
         shutil.copy(images / "0.png", images / f"copy-{i:03}.png")
@@ -237,6 +238,7 @@ def test_a_second_process_of_one_rank_is_refused(run, images, tmp_path, monkeypa
     assert list(listing(tmp_path / "out")) == [".infer/model.json"]
 
 
+@pytest.mark.slow
 def test_under_torchrun_each_process_takes_its_share(run, images, tmp_path):
     infer_folder(run, images, tmp_path / "whole", device="cpu")
     done = command("torchrun", "--no-python", "--nproc-per-node", 2, BIN / "transformnet", "infer", run.path,

@@ -82,7 +82,7 @@ def test_the_sections_are_the_papers_and_ours(page):
 
 def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
     captions = [caption.get_text() for caption in page.find_all("figcaption")]
-    wanted = [f"Test image {i}" for i in ("0", "400", "800", "1,200", "1,600")]  # evenly spread over 2,000
+    wanted = [f"Test image {i}" for i in ("0", "200", "400", "600", "800")]  # evenly spread over 1,000
     wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "The three weights", "Speed-up on the CPU"]
     wanted += ["How the speed-up comes about on the CPU"]
     for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 1):
@@ -134,7 +134,7 @@ def test_numbers_in_prose_come_from_the_run_files(made, page):
     mse = scientific(read_run(made / "runs/precise-cpu").compare.test_mse)
     abstract = page.find(class_="abstract").get_text()
     assert f"the MSE is {mse}" in abstract
-    assert f"(MSE {mse} over 2,000 test images, preset precise, changed: " in abstract
+    assert f"(MSE {mse} over 1,000 test images, preset precise, changed: " in abstract
 
 
 def test_the_page_needs_no_other_host(page):

@@ -30,7 +30,7 @@ app.add_typer(data_app, name="data")
 
 
 def option(kind: type, help_text: str, *names: str):
-    """An option's annotated type: optional, so that "not given" can be told from a value."""
+    """An option's annotated type: optional, so that "not given" differs from every value."""
     return Annotated[kind | None, typer.Option(*names, help=help_text, show_default=False)]
 
 
@@ -48,7 +48,7 @@ def folder_option(help_text: str):
 
 RunArgument = Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A trained run directory.")]
 RunDir = folder_option("The run directory to read and write.")
-Force = Annotated[bool, typer.Option("--force", help="Make again what is complete.")]
+Force = Annotated[bool, typer.Option("--force", help="Make the stage again, though it is complete.")]
 Device = option(str, "cpu, cuda, cuda:N, mps or auto [auto].")
 Data = option(str, "Images: auto, photos, cifar10 or folder:PATH [auto: CIFAR-10 if it is there, else photos].")
 DataPath = option(str, "The folder that holds CIFAR-10 [data].")
@@ -336,7 +336,7 @@ def main() -> None:
         _leave(str(error), 128 + (received or signal.SIGINT))
     except SystemExit as ended:
         if ended.code == 130:  # typer's, for one that came while no notebook was executed
-            _leave("interrupted", 128 + (received or signal.SIGINT))
+            _leave("interrupted; the same command goes on where it stopped", 128 + (received or signal.SIGINT))
         raise
     except OSError:
         if received:  # typer's line about it, or ours, could not be written: the terminal is closed

@@ -339,7 +339,7 @@ def distance_curves(ax: Axes, distances: Mapping[str, np.ndarray]) -> Axes:
 def training_progress(
     axes: Sequence[Axes], history: Sequence[dict], initial: Sequence[float], optimum: Sequence[float]
 ) -> Sequence[Axes]:
-    """Draw a training so far on two Axes, anew: both MSEs, and the weights from the `initial` ones on.
+    """Draw a training so far on two cleared Axes: both MSEs, and the weights from the `initial` ones on.
 
     `history` has the epochs' rows, with the weights after each; `optimum` is (red, green, blue).
     """

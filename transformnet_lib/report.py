@@ -200,7 +200,7 @@ def check_executed(path: Path) -> None:
 
 
 def check_stage(name: str, parameters: dict) -> None:
-    """Refuse what can be told by the parameters of a stage, before a kernel starts and anything is written."""
+    """Refuse what the parameters of a stage rule out, before a kernel starts and anything is written."""
     if name == "train":
         resolve_device(parameters.get("device", "auto"))
         configs = {field.name: parameters[field.name] for field in fields(TrainConfig) if field.name in parameters}
@@ -242,7 +242,7 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> bool:
         return False
     if not complete:
         check_place(run_dir, name)  # before a kernel starts
-    doing = f"{name} (complete: only its notebook)" if complete else ""
+    doing = f"{run_dir.name}: {name}" + " (complete: only its notebook)" * complete
     execute(name, notebook, parameters, unfinished=run_dir / f"{name}.failed.ipynb", doing=doing)
     return True
 
@@ -324,12 +324,16 @@ def make_runs(
         done = marked.count(False) if any(marked) and marked == sorted(marked) else 0
         if done:
             left = len(todo) - done
-            print(f"going on with the stopped --force: {left} of {len(todo)} stages are left", file=sys.stderr)
+            print(f"resuming the stopped --force: {left} of {len(todo)} stages are left", file=sys.stderr)
         for stage, run_dir, _ in todo[done:]:
             mark_for_remaking(run_dir, stage)
+    complete = []
     for stage, run_dir, parameters in todo:
         again = {"force": True} if force and is_marked(run_dir, stage) else {}
-        run_stage(stage, run_dir, parameters | again)
+        if not run_stage(stage, run_dir, parameters | again):
+            complete.append(f"{run_dir.name}/{stage}")
+    if complete:
+        print(f"complete before, left as they are: {listed(complete)}", file=sys.stderr)
     return run_dirs
 
 

@@ -1,7 +1,7 @@
 """What a training sees of a data set: colours after resize and flips, and their targets, gathered batch by batch.
 
 The geometry has nothing to learn, so it is applied to every image once and kept. Where that takes more than
-`KEEP_BYTES`, it is applied to every batch anew; both give the same numbers.
+`KEEP_BYTES`, it is applied to every batch again; both give the same numbers.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 from .dataset import CustomDataset, check_pairs
 from .pipeline import to_float
 
-KEEP_BYTES = 2**30  # of resized colours: 114,000 images of 28×28 pixels; more are resized anew for each batch
+KEEP_BYTES = 2**30  # of resized colours: 114,000 images of 28×28 pixels; more are resized again for each batch
 CHUNK = 512  # images a step while all are gone through; bounds the scratch memory to about 30 MB for 28×28 pixels
 
 

@@ -74,7 +74,7 @@ def _train(trainer: Trainer, writer: StageWriter) -> None:
     """Run the epochs left, saving each.
 
     The checkpoint is the truth, written whole or not at all; the history and the weights are made from it at the end.
-    TensorBoard's events come first: those of an epoch that has no checkpoint are purged on going on, whereas missing
+    TensorBoard's events come first: those of an epoch that has no checkpoint are purged on resuming, whereas missing
     ones would stay missing.
     """
     from torch.utils.tensorboard import SummaryWriter  # here, since only training needs it: 0.5 s

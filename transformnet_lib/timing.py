@@ -319,7 +319,7 @@ class PinnedBatches(Dataset):
 
 
 class GraphedCall:
-    """`network(input)` recorded as a CUDA graph; `replay()` computes `output` anew from what `input` then holds.
+    """`network(input)` recorded as a CUDA graph; `replay()` computes `output` from what `input` then holds.
 
     A graph keeps nothing alive that its kernels read: neither the network's parameters and matrices nor the input. Once
     they are freed it reads whatever lies there, until their memory is the driver's again and the next replay fails. So

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from transformnet_lib import CustomDataset, Pipeline, TrainConfig, run
-from transformnet_lib.run import StageWriter, stage
+from transformnet_lib import CustomDataset, Pipeline, TrainConfig, records, run
+from transformnet_lib.stage_writer import StageWriter, stage
 
 PARAMETERS = {
     "train": {**asdict(TrainConfig(device="cpu")), "pipeline": Pipeline().to_dict()},
@@ -54,7 +54,7 @@ def write_files(writer: StageWriter, name: str, images: CustomDataset, weight: f
     else:
         for each, columns in run.STUDY_TABLES.items():
             writer.write_table(f"{each}.csv", table(columns))
-        writer.results["test_images"] = run.ImageSet.of(images).model_dump(mode="json")
+        writer.results["test_images"] = records.ImageSet.of(images).model_dump(mode="json")
 
 
 def do(path: Path, name: str, images: CustomDataset, *, force: bool = False, weight: float = 0.5, **changes) -> bool:

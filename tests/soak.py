@@ -27,8 +27,10 @@ import psutil
 from PIL import Image
 
 from transformnet_lib import CustomDataset, read_run
+from transformnet_lib.records import read_table, read_tensors
 from transformnet_lib.report import check_executed
-from transformnet_lib.run import STAGES, STUDY_TABLES, is_complete, read_table, read_tensors
+from transformnet_lib.run import STUDY_TABLES
+from transformnet_lib.stage_folder import STAGES, is_complete
 from transformnet_lib.timing import BENCHMARK_COLUMNS
 from transformnet_lib.training import HISTORY_COLUMNS
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from transformnet_lib import CustomDataset, read_run, run
 from transformnet_lib.errors import RunError
-from transformnet_lib.run import MAX_BYTES, STAGES
+from transformnet_lib.records import MAX_BYTES
+from transformnet_lib.stage_folder import STAGES
 
 RECORDS = [f"{name}/{record}.json" for name in STAGES for record in ("parameters", "stage")]
 TABLES = ["train/history.csv", "benchmark/benchmark.csv", *(f"study/{name}.csv" for name in run.STUDY_TABLES)]

@@ -29,12 +29,13 @@ import soak
 from handmade import Killed, content, do
 from soak import COMMANDS, RUN, STATUS, Change, Soak, make_images
 
-from transformnet_lib import CustomDataset, TrainConfig, cli, files, read_run, report, run, train_stage
+from transformnet_lib import CustomDataset, TrainConfig, cli, files, read_run, report, stage_writer, train_stage
 from transformnet_lib.errors import Interrupted, NotebookError, RunError, TransformnetError
 from transformnet_lib.export import ExportError
 from transformnet_lib.files import locked
 from transformnet_lib.report import check_executed, export, make_report, make_runs, run_stage
-from transformnet_lib.run import is_complete, is_marked, reference_run
+from transformnet_lib.run import reference_run
+from transformnet_lib.stage_folder import is_complete, is_marked
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
 THE_ONE_BEFORE = '{"metadata": {"papermill": {"parameters": {}}}}'  # a notebook that papermill executed
@@ -530,7 +531,7 @@ def test_a_kernel_that_answers_no_interrupt_is_killed(notebook, tmp_path, monkey
 @pytest.fixture
 def make(images, tmp_path, monkeypatch) -> Callable:
     """Gives a function that makes the runs of a report: real folders, no kernels. It can be killed in a stage."""
-    monkeypatch.setattr(run, "git_commit", lambda: "a commit")
+    monkeypatch.setattr(stage_writer, "git_commit", lambda: "a commit")
     number = itertools.count(1)
 
     def call(*, killed_in: int | None = None, before: bool = False, force: bool = True) -> list[tuple[str, str, bool]]:

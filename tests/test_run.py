@@ -13,15 +13,27 @@ import pytest
 import torch
 from handmade import FLOATS, PARAMETERS, TEXT, Killed, content, do, stop
 
-from transformnet_lib import CustomDataset, Pipeline, TrainConfig, files, read_run, read_runs, run, scratch_run
+from transformnet_lib import (
+    CustomDataset,
+    Pipeline,
+    TrainConfig,
+    files,
+    read_run,
+    read_runs,
+    run,
+    scratch_run,
+    stage_writer,
+)
 from transformnet_lib.errors import ParameterError, RunError
 from transformnet_lib.files import locked
-from transformnet_lib.run import STAGES, StageWriter, reference_run
+from transformnet_lib.run import reference_run
+from transformnet_lib.stage_folder import STAGES
+from transformnet_lib.stage_writer import StageWriter
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(run, "git_commit", lambda: "a commit")
+    monkeypatch.setattr(stage_writer, "git_commit", lambda: "a commit")
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
 
 
@@ -152,7 +164,7 @@ def test_the_old_result_stays_until_the_new_one_is_whole_and_a_second_force_goes
 def test_a_second_force_of_other_code_machine_or_parameters_begins_afresh(differs, path, images, monkeypatch):
     folder = stop(path, "compare", images, force=True)
     if differs == "commit":
-        monkeypatch.setattr(run, "git_commit", lambda: "another")
+        monkeypatch.setattr(stage_writer, "git_commit", lambda: "another")
     if differs == "machine":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     if differs == "record":

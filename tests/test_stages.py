@@ -34,7 +34,7 @@ from transformnet_lib import (
 from transformnet_lib.comparison import metrics_table
 from transformnet_lib.errors import DataError, Interrupted, ParameterError, RunError
 from transformnet_lib.machine import resolve_device
-from transformnet_lib.run import StageWriter
+from transformnet_lib.stage_writer import StageWriter
 from transformnet_lib.timing import Setting, settings
 from transformnet_lib.training import Trainer
 

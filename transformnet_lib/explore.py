@@ -30,7 +30,8 @@ from .model import TransformNet
 from .normal_equations import mse_of
 from .pipeline import Pipeline, to_float
 from .resized import ResizedImages
-from .run import Run, is_complete, label_of, read_runs, reference_run
+from .run import Run, label_of, read_runs, reference_run
+from .stage_folder import is_complete
 from .training import TrainConfig, Trainer
 
 CHANNELS = ("red", "green", "blue")

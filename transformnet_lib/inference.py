@@ -22,7 +22,8 @@ from .files import check_path, drop_leftovers, locked, read_file, write_atomic
 from .images import IMAGE_SUFFIXES, decode_image, image_files
 from .machine import resolve_device
 from .model import FoldedTransformNet, TransformNet
-from .run import MAX_TEXT_BYTES, Run
+from .records import MAX_TEXT_BYTES
+from .run import Run
 
 FORMATS = ("png", "npz")
 SHARD = "shard-{:06}-of-rank-{:04}.npz"

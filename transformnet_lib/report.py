@@ -33,7 +33,8 @@ from .findings.text import listed
 from .images import check_source
 from .machine import available_devices, resolve_device
 from .resources import NOTEBOOKS, PACKAGE
-from .run import check_place, is_complete, is_current, is_marked, mark_for_remaking, read_run, read_runs
+from .run import is_current, read_run, read_runs
+from .stage_folder import check_place, is_complete, is_marked, mark_for_remaking
 from .timing import check_sweep
 from .training import TrainConfig
 

@@ -15,9 +15,11 @@ from .errors import DataError, Interrupted, ParameterError, RunError
 from .libraries import LIBRARY_COLUMNS, study_libraries
 from .machine import resolve_device
 from .normal_equations import least_squares_of
-from .run import ImageSet, Run, StageWriter, damaged, read_run, read_tensors, stage
+from .records import ImageSet, damaged, read_tensors
+from .run import Run, read_run
 from .seeds import PRESETS_STUDIED, SEED_COLUMNS, check_seeds, study_seeds
 from .sizes import SIZE_COLUMNS, SIZES, check_sizes, study_sizes
+from .stage_writer import StageWriter, stage
 from .timing import (
     BATCH_SIZES,
     BENCHMARK_COLUMNS,

@@ -9,7 +9,8 @@ import pandas as pd
 from .. import paper
 from ..comparison import metrics_table
 from ..pipeline import GRAY_WEIGHTS
-from ..run import STUDY_TABLES, Run, Stage
+from ..records import Stage
+from ..run import STUDY_TABLES, Run
 from .abstract import answer
 from .claims import claims
 from .places import Place, disturbed, places, spoiled

@@ -8,7 +8,8 @@ import pandas as pd
 
 from ..comparison import spread_indices
 from ..pipeline import Pipeline
-from ..run import SHIPPED_SIGN, Run, Stage
+from ..records import Stage
+from ..run import SHIPPED_SIGN, Run
 from ..sizes import SIZES
 from ..stages import SEEDS
 from ..timing import BATCH_SIZES, REPEATS
@@ -138,7 +139,9 @@ def training_table(runs: Sequence[Run]) -> pd.DataFrame:
 def _fact(value: object) -> str:
     if value is None:
         return "–"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def stages_table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -1,17 +1,16 @@
 """One training epoch, ours against the paper's loop, side by side in one process, and the peak memory of a training.
 
     python benchmarks/epoch.py                             photos, 50,000 images, on the CPU: one to two minutes
-    python benchmarks/epoch.py --data folder:/some/images --repeats 7
+    python benchmarks/epoch.py --data folder:/some/images --rounds 15
 
 The paper's loop computes each target from its image when it is asked for, collates batches of 256 in a DataLoader and
 runs the eager module with autograd. Both train on the same split with the preset `paper`, one epoch and its validation
-a repeat, taking turns, after a warm-up of each; an epoch's time includes nothing of what is done once before. Memory is
+a turn, in rounds, after a warm-up of each; an epoch's time includes nothing of what is done once before. Memory is
 the largest resident size of a fresh process that loads 60,000 images (both splits) and trains on them for two epochs.
 """
 
 import argparse
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from transformnet_lib import CustomDataset, TrainConfig, train
 from transformnet_lib.dataset import split_indices
 from transformnet_lib.images import load_images
 from transformnet_lib.machine import environment, resolve_device, synchronize
+from transformnet_lib.measure import CONFIDENCE, LEAST_ROUNDS, Estimate, estimate, ratio, rounds
 from transformnet_lib.model import seeded_model
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.training import Trainer
@@ -77,11 +77,8 @@ def seconds(loop: PaperLoop | Trainer) -> float:
     return time.perf_counter() - start
 
 
-def in_words(name: str, values: list[float], unit: str = "") -> str:
-    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
-    return (
-        f"{name:<24} {median:.3g}{unit}, quartiles {first:.3g} to {third:.3g}, least {min(values):.3g}, n {len(values)}"
-    )
+def in_words(name: str, found: Estimate, unit: str = "") -> str:
+    return f"{name:<24} {found.median:.3g}{unit} [{found.low:.3g}, {found.high:.3g}]"
 
 
 def peak_memory(options: argparse.Namespace) -> None:
@@ -100,7 +97,7 @@ def main() -> None:
     parser.add_argument("--data", default="photos", help="photos, cifar10, folder:PATH or auto")
     parser.add_argument("--data-path", default="data")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="of both, at least 9")
     parser.add_argument(
         "--threads", type=int, help="of PyTorch; on a busy machine two can be ten times slower than one"
     )
@@ -121,14 +118,16 @@ def main() -> None:
     ours, papers = Trainer(dataset, config), PaperLoop(dataset, config)
     for loop in (ours, papers):
         loop.run_epoch()
-    times = [(seconds(papers), seconds(ours)) for _ in range(options.repeats)]
+    methods = {"paper's loop": lambda: seconds(papers), "ours": lambda: seconds(ours)}
+    table = rounds(methods, compared=[("ours", "paper's loop")], seconds=0, least=options.rounds, title="epochs")
 
     machine = environment(ours.device)
     print(f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}")
     print(f"{len(ours.train):,} training and {len(ours.val):,} validation images, batch {config.batch_size}")
-    print(in_words("paper's loop, an epoch", [paper for paper, _ in times], " s"))
-    print(in_words("ours, an epoch", [our for _, our in times], " s"))
-    print(in_words("ratio", [paper / our for paper, our in times]))
+    print(f"medians of {options.rounds} rounds and their {CONFIDENCE:.0%} intervals; the ratio is that within a round")
+    for name in methods:
+        print(in_words(f"{name}, an epoch", estimate(table.loc[table["method"] == name, "seconds"]), " s"))
+    print(in_words("ratio", ratio(table, "ours", "paper's loop")))
     print(f"{'once before, ours':<24} {ours.setup_seconds:.3g} s")
 
 

@@ -344,8 +344,11 @@ def test_a_notebook_is_executed_again_only_if_it_is_missing_or_of_other_paramete
     assert run_stage("train", path, {"force": True}) and not run_stage("train", path, {"force": False})
     (path / "train/train.ipynb").unlink()
     assert run_stage("train", path, {}) and not run_stage("train", path, {})
+    (path / "train/train.ipynb").rename(tmp_path / "executed.ipynb")
     nbformat.write(nbformat.v4.new_notebook(), path / "train/train.ipynb")  # somebody's, who looked for a place
-    assert run_stage("train", path, {})
+    with pytest.raises(NotebookError, match=r"train/train\.ipynb: not executed by a command, so not replaced; move it"):
+        run_stage("train", path, {})
+    (tmp_path / "executed.ipynb").rename(path / "train/train.ipynb")
     shutil.copytree(path, tmp_path / "moved")
     assert run_stage("train", tmp_path / "moved", {})
 

@@ -339,7 +339,9 @@ def test_results_of_two_models_or_formats_are_not_mixed(run, images, tmp_path):
     shutil.copytree(images, tmp_path / "others")
     with pytest.raises(RunError, match="results of other images"):
         infer_folder(run, tmp_path / "others", tmp_path / "out", device="cpu")
-    with pytest.raises(RunError, match="results of other images, another model, format or division"):
+    with pytest.raises(
+        RunError, match="results of other images, another model, another format, or another batch size or"
+    ):
         infer_folder(run, images, tmp_path / "out", form="npz", device="cpu")
 
 
@@ -459,6 +461,20 @@ def test_without_a_record_pictures_that_are_in_no_results_place_are_no_hindrance
     Image.new("L", (28, 28)).save(tmp_path / "out/mine/a.png.png")
     os.mkfifo(tmp_path / "out/pipe.png")
     assert infer_folder(run, images, tmp_path / "out", device="cpu") == 31
+
+
+def test_a_folder_in_which_another_has_begun_is_not_claimed(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    other, out = altered(run, train={"weights": (0.2, 0.3, 0.5)}), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(inference, "_outputs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        infer_folder(run, images, out, device="cpu")  # no result yet
+    record = (out / ".infer/model.json").read_bytes()
+    with files.locked(out / ".infer/0"), pytest.raises(RunError, match="in use by another command"):
+        infer_folder(other, images, out, device="cpu")
+    assert (out / ".infer/model.json").read_bytes() == record
+    assert infer_folder(other, images, out, device="cpu") == 31
+    assert (out / ".infer/model.json").read_bytes() != record
 
 
 def test_with_a_record_a_folder_is_not_searched(run, images, tmp_path, monkeypatch):

@@ -209,7 +209,9 @@ def test_a_folded_state_of_another_geometry_is_refused_and_changes_nothing(image
     assert torch.equal(whole(images), expected)
 
 
-@pytest.mark.parametrize("change", ["copy", "compiled copy", "replace", "call", "meta"])
+@pytest.mark.parametrize(
+    "change", ["copy", "compiled copy", "replace", "call", "meta", "data", "numpy", "swap", "inference"]
+)
 def test_other_weights_count_however_they_came(images, change):
     folded, other = exact(Pipeline()).folded(), seeded_model(0).folded()
     if change == "compiled copy":
@@ -219,6 +221,17 @@ def test_other_weights_count_however_they_came(images, change):
         folded.weights.copy_(other.weights)
     elif change == "replace":
         folded.weights = other.weights.clone()
+    elif change == "data":
+        folded.weights.data = other.weights.clone()
+    elif change == "numpy":
+        folded.weights.numpy()[:] = other.weights.numpy()
+    elif change == "swap":
+        torch.utils.swap_tensors(folded.weights, other.weights.clone())
+    elif change == "inference":
+        with torch.inference_mode():
+            folded.load_state_dict(folded.state_dict() | {"weights": torch.rand(3)}, assign=True)
+            folded(images)
+            folded.load_state_dict(other.state_dict())
     elif change == "meta":
         folded = exact(Pipeline()).folded().to("meta")
         folded.load_state_dict(other.state_dict(), assign=True)
@@ -282,7 +295,11 @@ def test_white_in_half_precision_is_rounded_to_no_more_than_white():
 def test_a_copy_of_a_folded_model_is_its_own(images, copied):
     folded = exact(Pipeline()).folded()
     expected = folded(images)
+    for _ in range(2):
+        folded.load_state_dict(folded.state_dict())  # writes that the copy has not counted
+    assert torch.equal(folded(images), expected)
     other = copied(folded)
+    assert not other.kept  # on a GPU only the count of writes tells, and a copy's begins again
     assert torch.equal(other(images), expected)
     other.load_state_dict(seeded_model(0).folded().state_dict())
     assert not torch.equal(other(images), expected)

@@ -190,7 +190,10 @@ def test_no_training_and_an_old_format_are_one_line(images, tmp_path):
         do(path, "compare", images, force=True)
     (path / "run.json").write_text("{}")
     for call in (read_run, lambda path: do(path, "train", images, force=True)):
-        with pytest.raises(RunError, match=r"a run of an older version \(run\.json\); remove it,? or take another"):
+        with pytest.raises(
+            RunError,
+            match=r"a run of an older version \(run\.json\); remove it( to make the run again,)? or take another",
+        ):
             call(path)
     for wrong in ("", None, 3):
         with pytest.raises(ParameterError, match="run_dir: expected the path of a folder"):

@@ -124,11 +124,13 @@ def test_a_shuffled_pass_is_compared_in_its_own_order(model, images, monkeypatch
     with fake_cuda(monkeypatch):
         work = prepared(model, images, method, **options)
         for _ in range(3):  # timed passes in between, each in another order
-            assert work.mse(targets) < 1e-12
+            assert work.mse(targets, targets) < 1e-12
             work.seconds()
-        error = work.mse(targets.flip(0))
+        error = work.mse(targets.flip(0), targets)
         work.seconds()
-        assert error > 1e-3 and work.mse(targets.flip(0)) == pytest.approx(error)  # no other images are dropped
+        assert error > 1e-3 and work.mse(targets.flip(0), targets) == pytest.approx(
+            error
+        )  # no other images are dropped
 
 
 def test_a_graph_keeps_alive_what_it_reads(model, images, monkeypatch):
@@ -251,7 +253,7 @@ def by_hand(monkeypatch):
     def prepare(model, *, method, batch_size, **options):
         work = prepare_pass(model, method=method, batch_size=batch_size, **options)
         mse = work.mse
-        work.mse = lambda targets: order.append(f"check {method} {batch_size}") or mse(targets)
+        work.mse = lambda *of: order.append(f"check {method} {batch_size}") or mse(*of)
         work.seconds = lambda: order.append(f"time {method} {batch_size}") or 1.0
         return work
 
@@ -356,7 +358,36 @@ def test_an_output_that_changes_while_it_is_timed_leaves_no_time(model, images, 
     monkeypatch.setattr(timing, "prepare_pass", spoiled)
     table = benchmark(model, images, **SMALL)
     rows = table[table["method"] == method]
-    assert rows["reason"].str.match(r"not measured: output off the ground truth by \S+, after the repeats by \S+").all()
+    assert rows["reason"].str.match(r"not measured: output differs from the eager model's by \S+ in a pixel").all()
+    assert rows["seconds"].isna().all()
+    assert (table.loc[table["method"] != method, "reason"] == "").all()
+
+
+def test_an_output_that_is_as_wrong_as_before_is_timed_and_another_is_not():
+    errors = iter([5.0, 5.0001, 5.01])
+    entry = timing.Entry({}, lambda: 1.0, lambda: next(errors))  # as another library's, which is no eager model's
+    entry.check()
+    entry.check()
+    with pytest.raises(RuntimeError, match=r"output off the ground truth by 5, after the repeats by 5\.01"):
+        entry.check()
+
+
+@pytest.mark.parametrize("method", ["fast", STEP])
+def test_a_method_that_is_wrong_in_a_few_images_from_the_start_is_not_timed(
+    model, images, by_hand, monkeypatch, method
+):
+    prepare = timing.prepare_pass
+
+    def spoiled(model, **options):
+        work = prepare(model, **options)
+        if options["method"] == method:  # a corner of the first image of a batch: an MSE far below the limit
+            work.network.register_forward_hook(lambda *_: _[-1][0, 0, :2, :2].zero_() * 0 is None or _[-1])
+        return work
+
+    monkeypatch.setattr(timing, "prepare_pass", spoiled)
+    table = benchmark(model, images, **SMALL)
+    rows = table[table["method"] == method]
+    assert rows["reason"].str.match(r"not measured: output differs from the eager model's by \S+ in a pixel").all()
     assert rows["seconds"].isna().all()
     assert (table.loc[table["method"] != method, "reason"] == "").all()
 

@@ -48,7 +48,7 @@ def folder_option(help_text: str):
 
 RunArgument = Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A trained run directory.")]
 RunDir = folder_option("The run directory to read and write.")
-Force = Annotated[bool, typer.Option("--force", help="Make the stage again, though it is complete.")]
+Force = Annotated[bool, typer.Option("--force", help="Make what is complete again.")]
 Device = option(str, "cpu, cuda, cuda:N, mps or auto [auto].")
 Data = option(str, "Images: auto, photos, cifar10 or folder:PATH [auto: CIFAR-10 if it is there, else photos].")
 DataPath = option(str, "The folder that holds CIFAR-10 [data].")

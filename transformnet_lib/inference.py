@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +96,14 @@ def infer_folder(
     if out.exists() and not os.path.lexists(out / RECORD):
         # Not under the lock: it may take long, and each rank comes to the same answer
         _refuse_strangers(out, images, form, fingerprint)
-    with locked(out / STATE, ".lock"):
-        drop_leftovers(out / STATE)
-        of = {"images": str(images.resolve()), "weights": model.weights, "pipeline": run.pipeline.to_dict()}
-        _claim(out, of | {"format": form, **shards})
+    record = {"images": str(images.resolve()), "weights": model.weights, "pipeline": run.pipeline.to_dict()}
+    record |= {"format": form, **shards}
     folded, mine = model.folded(), itertools.islice(image_files(images), rank, None, world_size)
     parts = out / STATE / str(rank)
 
     done, number, share = 0, -1, f"rank 0 of {world_size}" if world_size > 1 else None
     with (
-        locked(parts, ".lock"),
+        _claimed(out, record, parts),
         ThreadPoolExecutor() as pool,  # Pillow frees the GIL
         tqdm(total=len(range(rank, count, world_size)), unit="image", desc=share, disable=rank > 0) as bar,
     ):
@@ -232,21 +231,37 @@ def _refuse_strangers(out: Path, images: Path, form: str, fingerprint: str) -> N
                 raise RunError(f"{file}: expected a result of the model {fingerprint}, got {got}; take another --out")
 
 
+@contextmanager
+def _claimed(out: Path, record: dict, parts: Path) -> Iterator[None]:
+    """Hold `parts`, a rank's place in `out`, whose results are noted to be those of `record`."""
+    with ExitStack() as held:
+        with locked(out / STATE):
+            drop_leftovers(out / STATE)
+            _claim(out, record)
+            held.enter_context(locked(parts))  # before another can claim the folder
+        yield
+
+
 def _claim(out: Path, record: dict) -> None:
-    """Note in `out` whose results it holds; RunError if they are another's. A call that failed early left none."""
+    """Note in `out` whose results it holds; RunError if they are another's, or will be.
+
+    The note of a call that failed before its first result is replaced, unless a rank of it is still at work.
+    """
     path = out / RECORD
-    record = json.loads(json.dumps(record))
-    if os.path.lexists(path) and any(found.name != STATE for found in out.iterdir()):
-        try:
+    record, known = json.loads(json.dumps(record)), None
+    if os.path.lexists(path):
+        with suppress(ValueError, RecursionError):
             known = json.loads(read_file(path, MAX_TEXT_BYTES))
-        except (ValueError, RecursionError):
-            known = None
         if known != record:
+            for rank in (out / STATE).glob("*/.lock"):
+                with locked(rank.parent):
+                    pass
+        if known != record and any(found.name != STATE for found in out.iterdir()):
             raise RunError(
-                f"{path}: the folder holds results of other images, another model, format or division; "
-                "take another --out"
+                f"{path}: the folder holds results of other images, another model, another format, or another batch "
+                "size or number of processes; take another --out"
             )
-    else:
+    if known != record:
         _write(path, (json.dumps(record, indent=2) + "\n").encode())
 
 

@@ -73,6 +73,9 @@ class FoldedTransformNet(nn.Module):
         self.pipeline = pipeline
         self.kept = {}
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"kept": {}}  # a copy's tensors count their writes from 0
+
     @torch.inference_mode(False)  # as in __init__
     def _apply(self, fn, recurse=True):
         return super()._apply(fn, recurse)
@@ -100,7 +103,7 @@ class FoldedTransformNet(nn.Module):
 
         On a CPU, L is the arguments of `embedding_bag`; R is None where columns stay as they are.
         """
-        weights, version = self.weights, _version(self.weights)  # now: others may be loaded meanwhile
+        weights, content = self.weights, _content(self.weights)  # now: others may be loaded meanwhile
         dtype = weights.dtype
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype not in (torch.uint8, dtype):
             raise ParameterError(
@@ -129,14 +132,14 @@ class FoldedTransformNet(nn.Module):
         matrices = left, right, not (mean and images.dtype == torch.uint8)
         if len(self.kept) >= KEPT_SHAPES:  # more, if threads share the model
             self.kept.clear()
-        self.kept[images.shape, images.dtype, images.device] = weights, version, matrices
+        self.kept[images.shape, images.dtype, images.device] = weights, content, matrices
         return matrices
 
     def matrices(self, images: Tensor) -> tuple[Tensor | dict[str, Tensor], Tensor | None, bool]:
         """`fold`'s answer, kept from the last call with images of this shape if the weights are still the same."""
         key = images.shape, images.dtype, images.device
-        weights, version, matrices = self.kept.get(key, (None, None, None))
-        return matrices if weights is self.weights and version == _version(weights) else self.fold(images)
+        weights, content, matrices = self.kept.get(key, (None, None, None))
+        return matrices if weights is self.weights and content == _content(weights) else self.fold(images)
 
     def forward(self, images: Tensor) -> Tensor:
         # Compiled, the look-up would not see that weights were written to. Decorated, it would cost 20 µs more a call
@@ -162,9 +165,9 @@ class FoldedTransformNet(nn.Module):
         return y.view(len(images), 1, *self.pipeline.size)
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; 0 for one of inference mode, which does not count."""
-    return 0 if tensor.is_inference() else tensor._version
+def _content(tensor: Tensor) -> list[float] | int:
+    """What changes with a tensor: its numbers; on other devices, which would be waited for, its count of writes."""
+    return tensor.tolist() if tensor.device.type == "cpu" or tensor.is_inference() else tensor._version
 
 
 def seeded_model(seed: int, pipeline: Pipeline | None = None) -> TransformNet:

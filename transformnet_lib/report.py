@@ -241,6 +241,7 @@ def run_stage(name: str, run_dir: Path, parameters: dict) -> bool:
     complete = is_complete(run_dir / name) and not parameters.get("force") and is_current(run_dir, name)
     if complete and _but_force(_papermill(notebook).get("parameters")) == _but_force(parameters):
         return False
+    refuse_others(notebook)
     if not complete:
         check_place(run_dir, name)  # before a kernel starts
     doing = f"{run_dir.name}: {name}" + " (complete: only its notebook)" * complete

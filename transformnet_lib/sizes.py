@@ -58,6 +58,7 @@ def study_sizes(
     rows = []
     with torch.inference_mode(), float32_exactly():
         targets = torch.cat([model.pipeline(to_float(chunk)) for chunk in images.split(BATCH_SIZE)])
+        expected = torch.cat([model(to_float(chunk)) for chunk in images.split(BATCH_SIZE)])
         for size in tqdm(sorted(set(sizes)), desc="sizes", unit="size", leave=False):
             _forget_peak()
             whole, rest = divmod(size, len(images))
@@ -69,8 +70,12 @@ def study_sizes(
                 row = {"method": method, "device": where, "images": size, "repeats": 0, "raw_seconds": "", "reason": ""}
                 found.append(row)
                 try:
-                    parts = [(whole, *_prepare(method, model, images, targets, where))] if whole else []
-                    parts += [(1, *_prepare(method, model, images[:rest], targets[:rest], where))] if rest else []
+                    parts = [(whole, *_prepare(method, model, images, targets, expected, where))] if whole else []
+                    parts += (
+                        [(1, *_prepare(method, model, images[:rest], targets[:rest], expected[:rest], where))]
+                        if rest
+                        else []
+                    )
                     errors = [error for _, _, error in parts if error]
                     error = errors and (lambda errors=errors: max(error() for error in errors))
                     entries.append(Entry(row, lambda parts=parts: _run(parts), error or None, MAX_MSE))
@@ -98,7 +103,7 @@ def _run(parts: list[tuple]) -> float:
 
 
 def _prepare(
-    method: str, model: TransformNet, images: Tensor, targets: Tensor, device: str
+    method: str, model: TransformNet, images: Tensor, targets: Tensor, expected: Tensor, device: str
 ) -> tuple[Callable[[], float], Callable[[], float] | None]:
     """One method's timed pass over `images`, and its MSE against `targets`; None for the pipeline, which made them."""
     if method == "sequential":
@@ -109,7 +114,7 @@ def _prepare(
         return lambda: batched_pass(model.pipeline, floats, batch_size=BATCH_SIZE), None
     options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0}
     work = prepare_pass(model, images=images, device=torch.device(device), method=method, **options)
-    return work.seconds, lambda: work.mse(targets)
+    return work.seconds, lambda: work.mse(targets, expected)
 
 
 # Linux keeps the largest resident size of a process and can forget it: man proc_pid_clear_refs, man proc_pid_status

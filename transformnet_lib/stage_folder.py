@@ -25,7 +25,10 @@ def is_complete(folder: Path) -> bool:
 def check_place(run_dir: Path, name: str) -> None:
     """Raise RunError if a stage cannot be made in `run_dir`: an older version's run is there, or somebody's files."""
     if (run_dir / "run.json").exists():
-        raise RunError(f"{run_dir}: holds a run of an older version (run.json); remove it, or take another run_dir")
+        raise RunError(
+            f"{run_dir}: holds a run of an older version (run.json); remove it to make the run again, or take another "
+            "run_dir"
+        )
     for folder in (run_dir / name, run_dir / f"{name}.new"):
         _ours(folder)
 

@@ -111,7 +111,8 @@ def stage(
             if differing := _differences(before, begun):
                 raise RunError(
                     f"{path}: stage {name} was made with other parameters ({differing}); "
-                    "take another run_dir, or force=True (--force) to make it again"
+                    "give those of before, take another run_dir (RUNS_DIR=), or make it again by force=True (--force, "
+                    "FORCE=1)"
                 )
             yield None
             return
@@ -166,7 +167,7 @@ def _continued(path: Path, name: str, before: Begun, begun: Begun, force: bool) 
     if differing:
         raise RunError(
             f"{path}: stage {name} was begun with other parameters ({differing}); "
-            "take another run_dir, or force=True (--force) to begin again"
+            "give those of before, take another run_dir (RUNS_DIR=), or begin again by force=True (--force, FORCE=1)"
         )
     return before.model_copy(update={"sittings": before.sittings + 1})
 

@@ -44,6 +44,7 @@ STEP = "folded"  # between the two; measured once a batch size, without shuffle 
 WHOLE = ("sequential", "copy")  # without batches; their rows have batch size 1
 DEVICE = r"cpu|mps|cuda(:\d{1,4})?"  # as a table names it
 MAX_MSE = 1e-2  # against the ground truth; a model farther off (20 dB) does not replace the pipeline and is not timed
+MAX_DIFFERENCE = 1e-4  # of a pixel from the eager model's: a fortieth of a grey level; rounding leaves less than 1e-5
 WARM_UP_IMAGES = (
     1031  # of the pipeline in batches; no multiple of a usual batch size: a last, smaller one is among them
 )
@@ -269,17 +270,21 @@ class Pass:
         loader.generator.set_state(self.loader.generator.get_state())
         return torch.cat([batch for (batch,) in loader])
 
-    def mse(self, targets: Tensor) -> float:
+    def mse(self, targets: Tensor, expected: Tensor) -> float:
         """The MSE of one pass, not timed, against the `targets` (count, 1, h, w) of all images, on the CPU.
 
-        Each call takes the same order, so that drop_last drops the same images before the repeats and after them.
+        RuntimeError for an output that differs from `expected`, the eager model's, by more than MAX_DIFFERENCE. Each
+        call takes the same order, so that drop_last drops the same images before the repeats and after them.
         """
         self.loader.generator.manual_seed(0)
         order, start, total = self.order(), 0, 0.0
         with torch.inference_mode():
             for output in self.outputs():
-                output = output.cpu()
-                errors = output - targets[order[start : start + len(output)]]
+                output, indices = output.cpu(), order[start : start + len(output)]
+                difference = (output - expected[indices]).abs().max().item()
+                if not difference <= MAX_DIFFERENCE:
+                    raise RuntimeError(f"output differs from the eager model's by {difference:.3g} in a pixel")
+                errors = output - targets[indices]
                 start, total = start + len(output), total + errors.square().sum(dtype=torch.float64).item()
         if start != len(order):
             raise RuntimeError(f"expected the outputs of {len(order)} images, got {start}")
@@ -466,6 +471,7 @@ class Bench:
         self.model, self.images, self.floats, self.repeats = model, images, to_float(images), repeats
         with torch.inference_mode():
             self.targets = torch.cat([model.pipeline(chunk) for chunk in self.floats.split(512)])
+            self.expected = torch.cat([model(chunk) for chunk in self.floats.split(512)])
         sequential_pass(model.pipeline, self.floats[:SEQUENTIAL_IMAGES])  # warm-up
 
     def measure(self, group: list[Setting]) -> list[dict]:
@@ -514,8 +520,8 @@ class Bench:
         start = time.perf_counter()
         work = prepare_pass(self.model, images=images, **asdict(setting) | {"device": resolve_device(setting.device)})
         facts["setup_seconds"] = time.perf_counter() - start
-        targets = self.targets[:count]
-        return Entry(facts, work.seconds, lambda: work.mse(targets), MAX_MSE, seconds=seconds)
+        targets, expected = self.targets[:count], self.expected[:count]
+        return Entry(facts, work.seconds, lambda: work.mse(targets, expected), MAX_MSE, seconds=seconds)
 
 
 @dataclass(eq=False)

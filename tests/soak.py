@@ -1,7 +1,7 @@
 """Faults at random moments: every command is killed, terminated and interrupted again and again, and must lose nothing.
 
-`make soak` runs all of it, some minutes: `python tests/soak.py --faults 36 --seed 7`. A few faults are part of
-`make test` (test_faults.py). After each fault all files of the run must be whole and hold what they held; the same
+`make soak` runs all of it, some minutes: `python tests/soak.py --faults 36 --seed 7`. A few faults are among
+the slow tests (test_faults.py). After each fault all files of the run must be whole and hold what they held; the same
 command must then finish the work, with nothing measured again that was saved, no complete stage touched, and all
 numbers that are no times equal to those of commands that nothing disturbed.
 """

@@ -249,20 +249,21 @@ def _claim(out: Path, record: dict) -> None:
     """
     path = out / RECORD
     record, known = json.loads(json.dumps(record)), None
-    if os.path.lexists(path):
+    noted = os.path.lexists(path)
+    if noted:
         with suppress(ValueError, RecursionError):
             known = json.loads(read_file(path, MAX_TEXT_BYTES))
-        if known != record:
-            for rank in (out / STATE).glob("*/.lock"):
-                with locked(rank.parent):
-                    pass
-        if known != record and any(found.name != STATE for found in out.iterdir()):
-            raise RunError(
-                f"{path}: the folder holds results of other images, another model, another format, or another batch "
-                "size or number of processes; take another --out"
-            )
-    if known != record:
-        _write(path, (json.dumps(record, indent=2) + "\n").encode())
+    if known == record:
+        return
+    for rank in (out / STATE).glob("*/.lock") if noted else ():
+        with locked(rank.parent):
+            pass
+    if noted and any(found.name != STATE for found in out.iterdir()):
+        raise RunError(
+            f"{path}: the folder holds results of other images, another model, another format, or another batch "
+            "size or number of processes; take another --out"
+        )
+    _write(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _batches(files: Iterator[Path], size: int) -> Iterator[list[Path]]:

@@ -5,6 +5,7 @@ does in those seconds, a slow clock or another program, meets both methods alike
 interval from their order alone, which no distribution of the noise can make wrong.
 """
 
+import itertools
 import math
 import random
 import time
@@ -90,7 +91,7 @@ def rounds(
     seed: int = 0,
     title: str = "measure",
 ) -> pd.DataFrame:
-    """Measure `methods` in rounds, each in an order drawn from `seed`: one row a round and method, `ROUND_COLUMNS`.
+    """Measure `methods` in rounds, each in an order drawn from `seed`: one row per round and method, `ROUND_COLUMNS`.
 
     A method does one pass and gives its wall time in seconds; in a turn it is called until TURN_SECONDS are full, and
     the row has the seconds per pass. At least `least` rounds are made. They go on until `seconds` (of all rounds) are
@@ -104,7 +105,7 @@ def rounds(
     rows, order, start = [], list(methods), time.perf_counter()
     generator = random.Random(seed)
     with tqdm(desc=title, unit="round", leave=False) as bar:
-        for number in range(1, 2**31):
+        for number in itertools.count(1):
             generator.shuffle(order)
             rows += [{"round": number, "method": name, **turn(methods[name])} for name in order]
             table = pd.DataFrame(rows, columns=list(ROUND_COLUMNS))
@@ -115,7 +116,6 @@ def rounds(
             bar.set_postfix_str(f"±{reached:.1%}")
             if time.perf_counter() - start >= seconds or (number > LEAST_ROUNDS and reached <= precision):
                 return table
-    raise AssertionError("unreachable")
 
 
 def turn(run_pass: Callable[[], float]) -> dict:

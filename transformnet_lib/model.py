@@ -142,7 +142,7 @@ class FoldedTransformNet(nn.Module):
         return matrices if weights is self.weights and content == _content(weights) else self.fold(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Compiled, the look-up would not see that weights were written to. Decorated, it would cost 20 µs more a call
+        # Compiled, the look-up would not see that weights were written to. Decorated, it would cost some 20 µs per call
         look_up = torch.compiler.disable(self.matrices) if torch.compiler.is_compiling() else self.matrices
         matrices = look_up(images)
         device = images.device.type

@@ -335,7 +335,7 @@ def make_runs(
         if not run_stage(stage, run_dir, parameters | again):
             complete.append(f"{run_dir.name}/{stage}")
     if complete:
-        print(f"complete before, left as they are: {listed(complete)}", file=sys.stderr)
+        print(f"already complete, left as they are: {listed(complete)}", file=sys.stderr)
     return run_dirs
 
 

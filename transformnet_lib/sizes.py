@@ -71,11 +71,9 @@ def study_sizes(
                 found.append(row)
                 try:
                     parts = [(whole, *_prepare(method, model, images, targets, expected, where))] if whole else []
-                    parts += (
-                        [(1, *_prepare(method, model, images[:rest], targets[:rest], expected[:rest], where))]
-                        if rest
-                        else []
-                    )
+                    if rest:
+                        tail = (each[:rest] for each in (images, targets, expected))
+                        parts.append((1, *_prepare(method, model, *tail, where)))
                     errors = [error for _, _, error in parts if error]
                     error = errors and (lambda errors=errors: max(error() for error in errors))
                     entries.append(Entry(row, lambda parts=parts: _run(parts), error or None, MAX_MSE))

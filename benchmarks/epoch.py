@@ -1,6 +1,6 @@
 """One training epoch, ours against the paper's loop, side by side in one process, and the peak memory of a training.
 
-    python benchmarks/epoch.py                             photos, 50,000 images, on the CPU: one to two minutes
+    python benchmarks/epoch.py                             photos, 50,000 images, on the CPU: two to three minutes
     python benchmarks/epoch.py --data folder:/some/images --rounds 15
 
 The paper's loop computes each target from its image when it is asked for, collates batches of 256 in a DataLoader and

@@ -7,7 +7,7 @@
 #
 # Options of `make report` and `make study`; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name
 # several; HFLIP=0, VFLIP=0 and FORCE=1 are switches.
-OPTIONS := DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE HFLIP VFLIP LIMIT PRESET SEED EPOCHS REPEATS TITLE AUTHOR RUN \
+OPTIONS := DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE HFLIP VFLIP LIMIT PRESET SEED EPOCHS ROUNDS SECONDS PRECISION TITLE AUTHOR RUN \
   RUNS_DIR OUT FORCE
 
 PYTHON ?= python3
@@ -44,7 +44,7 @@ report study: install
 	  $(call flags,PRESET,preset) $(call flag,DATA,data) \
 	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
 	  $(call flag,OUTPUT_SIZE,output-size) $(call switch,HFLIP,hflip) $(call switch,VFLIP,vflip) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
-	  $(call flag,REPEATS,repeats) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \
+	  $(call flag,ROUNDS,rounds) $(call flag,SECONDS,seconds) $(call flag,PRECISION,precision) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \
 	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),$(if $(call truth,FORCE),--force))
 
 test: install

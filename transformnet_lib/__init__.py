@@ -8,14 +8,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "benchmark": ["benchmark"],
         "dataset": ["CustomDataset", "batch_loader"],
         "images": ["load_images"],
+        "methods": ["test_inference_time"],
         "model": ["TransformNet"],
         "normal_equations": ["least_squares"],
         "pipeline": ["GRAY_WEIGHTS", "Pipeline"],
         "run": ["Run", "read_run", "read_runs", "scratch_run"],
-        "stages": ["benchmark_stage", "compare_stage", "study_stage", "train_stage"],
-        "timing": ["benchmark", "test_inference_time"],
+        "stages": ["benchmark_stage", "compare_stage", "seeds_stage", "study_stage", "train_stage"],
         "training": ["EarlyStopping", "TrainConfig", "train"],
     },
 )

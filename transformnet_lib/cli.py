@@ -67,7 +67,9 @@ MinDelta = option(float, "The least improvement of the MSE that counts [the pres
 Patience = option(int, "Epochs without improvement before stopping [the preset's, 4].")
 BatchSizes = option(list[int], "A batch size to time; repeatable [16, 32, 64, 128, 256, 512].", "--batch-size")
 Devices = option(list[str], "A device to time; repeatable [the run's own, and cuda].", "--device")
-Repeats = option(int, "Timed passes per setting [5].")
+Rounds = option(int, "Rounds of the measurements, at least; from 9 [9].")
+Seconds = option(float, "Seconds for the rounds of the sweep, beyond the least rounds [60].")
+Precision = option(float, "Rounds end when every ratio is known to this part of it [0.03].")
 Indices = option(list[int], "A test image to show; repeatable [five, spread evenly].", "--index")
 RunData = option(str, "Images [those the run was trained on].", "--data")
 RunDataPath = option(str, "The folder that holds CIFAR-10 now [the run's].", "--data-path")
@@ -80,10 +82,10 @@ def given(**parameters) -> dict:
 
 def full_sweep() -> dict:
     """The benchmark's parameters for all settings; the notebook's own defaults are a quick look."""
-    from .timing import BATCH_SIZES, NUM_WORKERS, REPEATS, SMALL_BATCH_SIZES
+    from .benchmark import BATCH_SIZES, NUM_WORKERS, SECONDS, SMALL_BATCH_SIZES
 
     sweep = {"batch_sizes": BATCH_SIZES, "small_batch_sizes": SMALL_BATCH_SIZES, "num_workers": NUM_WORKERS}
-    return {name: list(values) for name, values in sweep.items()} | {"repeats": REPEATS}
+    return {name: list(values) for name, values in sweep.items()} | {"seconds": SECONDS}
 
 
 def run_stage(name: str, run_dir: Path, parameters: dict) -> None:
@@ -138,31 +140,47 @@ def benchmark(
     run_dir: RunDir,
     device: Devices = None,
     batch_size: BatchSizes = None,
-    repeats: Repeats = None,
+    rounds: Rounds = None,
+    seconds: Seconds = None,
+    precision: Precision = None,
     data: RunData = None,
     data_path: RunDataPath = None,
     force: Force = False,
 ) -> None:
     """Time a trained run's model against the pipeline, image by image and in batches."""
-    options = given(devices=device, batch_sizes=batch_size, repeats=repeats, data=data, data_path=data_path)
+    options = given(
+        devices=device, batch_sizes=batch_size, rounds=rounds, seconds=seconds, precision=precision, data=data,
+        data_path=data_path,
+    )  # fmt: skip
     run_stage("benchmark", run_dir, full_sweep() | options | {"force": force})
+
+
+@app.command()
+def seeds(
+    run_dir: RunDir,
+    seeds: Annotated[int, typer.Option(help="How many seeds to train each preset from.")] = 5,
+    data: RunData = None,
+    data_path: RunDataPath = None,
+    force: Force = False,
+) -> None:
+    """Train each preset from several seeds, on a trained run's images; more seeds are added to those that are there."""
+    run_stage("seeds", run_dir, {"seeds": seeds, **given(data=data, data_path=data_path, force=force)})
 
 
 @app.command()
 def study(
     run_dir: RunDir,
-    seeds: Annotated[int, typer.Option(help="How many seeds to train each preset from.")] = 20,
     size: option(list[int], "A number of images to time; repeatable [1,000 to 1,000,000].", "--size") = None,
-    repeats: Repeats = None,
+    rounds: Rounds = None,
     data: RunData = None,
     data_path: RunDataPath = None,
     force: Force = False,
 ) -> None:
-    """Take a closer look at a trained run: many seeds, other libraries, and cost over size."""
+    """Take a closer look at a trained run: other libraries, and cost over size."""
     from .sizes import SIZES
 
-    options = given(sizes=size, repeats=repeats, data=data, data_path=data_path, force=force)
-    run_stage("study", run_dir, {"seeds": seeds, "sizes": list(SIZES)} | options)
+    options = given(sizes=size, rounds=rounds, data=data, data_path=data_path, force=force)
+    run_stage("study", run_dir, {"sizes": list(SIZES)} | options)
 
 
 @app.command()
@@ -184,18 +202,22 @@ def report(
     hflip: HFlip = None,
     vflip: VFlip = None,
     limit: Limit = None,
-    preset: option(list[str], "A preset to train with; repeatable, the first is timed [paper, precise].") = None,
+    preset: option(list[str], "A preset to train with; repeatable; precise is timed [paper, precise].") = None,
     seed: Seed = None,
     epochs: Epochs = None,
-    repeats: Repeats = None,
-    study: Annotated[bool, typer.Option("--study", help="Add the stage study to the runs: some minutes more.")] = False,
+    rounds: Rounds = None,
+    seconds: Seconds = None,
+    precision: Precision = None,
+    study: Annotated[
+        bool, typer.Option("--study", help="Add a closer look: 20 seeds, other libraries, cost over size.")
+    ] = False,
     title: option(str, "The report's title.") = None,
     author: option(str, "The author named under the title.") = None,
     runs_dir: folder_option("Where the runs are made, one folder per run.") = Path("runs"),
     out: folder_option("The folder for report.html and report.pdf.") = Path("report/build"),
     force: Force = False,
 ) -> None:
-    """Make the report: train, compare and benchmark on each device, then report.html and report.pdf.
+    """Make the report: train, compare, benchmark and seeds on each device, then report.html and report.pdf.
 
     The runs are <preset>-<device> in --runs-dir. Complete stages are left alone; after an interruption the same command
     continues. With --run nothing is made but the report.
@@ -212,10 +234,11 @@ def report(
         seed=seed,
         epochs=epochs,
     )
+    limits = given(rounds=rounds, seconds=seconds, precision=precision)
     if run and (
         unused := [
             *made_with,
-            *given(device=device, preset=preset, repeats=repeats, study=study or None, force=force or None),
+            *given(device=device, preset=preset, **limits, study=study or None, force=force or None),
         ]
     ):
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
@@ -224,6 +247,7 @@ def report(
     from .report import check_front, make_report, make_runs, refuse_others
     from .run import read_runs, shipped_runs
     from .sizes import SIZES
+    from .stages import SEEDS, STUDY_SEEDS
 
     check_path("out", out)
     check_front(title, author)
@@ -233,8 +257,9 @@ def report(
         runs_dir,
         **given(presets=preset),
         train={"data": "auto", "limit": None} | made_with,
-        benchmark=full_sweep() | given(repeats=repeats),
-        study={"seeds": 20, "sizes": list(SIZES)} if study else None,
+        benchmark=full_sweep() | limits,
+        seeds={"seeds": STUDY_SEEDS if study else SEEDS},
+        study={"sizes": list(SIZES), **given(rounds=rounds)} if study else None,
         force=force,
     )
     # A shipped run joins where it shows a kind of device that is not here; to runs that were named nothing is added
@@ -245,9 +270,6 @@ def report(
     numbers = json.loads(files[-1].read_text())
     first, _, _ = one_line(numbers["answer"]).partition(". ")
     typer.echo(f"{first}.", err=True)
-    for title, place in numbers["places"].items():
-        if place["spoiled"]:
-            typer.echo(f"{one_line(title)}: most rows were disturbed, so the times say little", err=True)
 
 
 @app.command()

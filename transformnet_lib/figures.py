@@ -179,12 +179,12 @@ def seed_errors(ax: Axes, seeds: pd.DataFrame) -> Axes:
 
 
 def size_curves(ax: Axes, sizes: pd.DataFrame) -> Axes:
-    """Draw each method's seconds against the number of images, both logarithmic; bars span the quartiles.
+    """Draw each method's seconds against the number of images, both logarithmic; bars span the intervals.
 
-    `sizes` has the columns of `sizes.SIZE_COLUMNS`, its methods named for a reader.
+    `sizes` is as `sizes.sizes_table` gives it, its methods named for a reader.
     """
     for k, (method, rows) in enumerate(sizes[sizes["reason"] == ""].groupby("method", sort=False)):
-        spread = np.maximum([rows["seconds"] - rows["q1"], rows["q3"] - rows["seconds"]], 0)
+        spread = [rows["seconds"] - rows["low"], rows["high"] - rows["seconds"]]
         style = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k], "capsize": 2}
         ax.errorbar(rows["images"].astype(int), rows["seconds"], yerr=spread, label=method, **style)
     ax.set_xscale("log")
@@ -198,21 +198,21 @@ def size_curves(ax: Axes, sizes: pd.DataFrame) -> Axes:
 def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) -> Axes:
     """Draw the speed-up over the pipeline run image by image against the batch size, for one device of `table`.
 
-    `table` has the columns of `timing.BENCHMARK_COLUMNS`; rows with drop_last are left out. Above the dashed line
-    at 1 a method beats the pipeline run image by image; above the black line, the pipeline run in batches. The dotted
-    line is the copy: the images' bytes moved once. Bars span the quartiles of the repeats.
+    `table` has the columns `benchmark.TABLE_COLUMNS`; rows with drop_last are left out. Above the dashed line at 1 a
+    method beats the pipeline run image by image; above the black line, the pipeline run in batches. The dotted line is
+    the copy: the images' bytes moved once. Bars span the intervals.
     """
-    measured = table[(table["reason"] == "") & (table["num_workers"] == 0) & ~table["drop_last"]]
+    measured = table[(table["reason"] == "") & ~table["drop_last"].astype(bool)]
+    curves = measured[measured["part"].isin(["sweep", "small"])]
 
     def draw(rows: pd.DataFrame, **style) -> None:
         rows = rows.sort_values("batch_size")
-        per_image = rows["sequential_seconds_per_image"]
-        best, worst = (per_image * rows["images"] / rows[quartile] for quartile in ("q1", "q3"))
-        spread = [rows["speedup"] - worst, best - rows["speedup"]]
-        ax.errorbar(rows["batch_size"].astype(int), rows["speedup"], yerr=np.maximum(spread, 0), capsize=2, **style)
+        spread = [rows["speedup"] - rows["speedup_low"], rows["speedup_high"] - rows["speedup"]]
+        ax.errorbar(rows["batch_size"].astype(int), rows["speedup"], yerr=spread, capsize=2, **style)
 
-    of_device = measured[measured["device"] == device]
-    for k, (method, name) in enumerate({"fast": "model, the fast way", "reference": "model, the paper's way"}.items()):
+    of_device = curves[curves["device"] == device]
+    names = {"fast": "model, the fast method", "reference": "model, the paper's method"}
+    for k, (method, name) in enumerate(names.items()):
         for shuffle, rows in of_device[of_device["method"] == method].groupby("shuffle"):
             draw(
                 rows,
@@ -222,16 +222,19 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
                 linestyle="--" if shuffle else "-",
                 label=f"{name}, {'shuffled' if shuffle else 'in order'}",
             )
-    draw(measured[measured["method"] == "batched"], color="black", marker="x", label="pipeline, in batches (CPU)")
-    ax.axhline(1, color="#555555", linestyle="--", linewidth=1.2, label="pipeline, image by image")
-    if (bound := of_device.loc[of_device["method"] == "copy", "speedup"]).size:
-        ax.axhline(bound.iloc[0], color="#555555", linestyle=":", linewidth=1.4, label="copy: bytes moved once")
+    draw(curves[curves["method"] == "batched"], color="black", marker="x", label="pipeline, in batches (CPU)")
+    ax.axhline(1, color="#555555", linestyle="--", linewidth=1.2, label="pipeline, image by image (CPU)")
+    bound = measured[(measured["part"] == "best") & (measured["method"] == "copy") & (measured["device"] == device)]
+    if len(bound):
+        ax.axhline(
+            bound["speedup"].iloc[0], color="#555555", linestyle=":", linewidth=1.4, label="copy: bytes moved once"
+        )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("batch size (images)")
     ax.set_ylabel("speed-up over image by image (×)")
     ax.set_title(name_of(title))
-    ax.xaxis.set_major_locator(FixedLocator(sorted(measured.loc[measured["method"] == "batched", "batch_size"])))
+    ax.xaxis.set_major_locator(FixedLocator(sorted(curves.loc[curves["method"] == "batched", "batch_size"].unique())))
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_log_ticks(ax.yaxis)
     ax.xaxis.set_major_formatter(ScalarFormatter())
@@ -239,32 +242,34 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
     return ax
 
 
-def waterfall_bars(ax: Axes, steps: pd.DataFrame, *, copy: float | None, title: str) -> Axes:
-    """Draw how the speed-up comes about, a bar a step, on a logarithmic axis: from the step before to this one.
+def speedup_bars(ax: Axes, cells: pd.DataFrame, *, copy: float | None, title: str) -> Axes:
+    """Draw the speed-up of each combination of network, loader and storage, a bar each, on a logarithmic axis.
 
-    `steps` as `findings.speed.waterfall` gives them; `copy` is the speed-up of moving the bytes once.
+    `cells` has name, speedup, low and high, as `findings.speed.cells` gives them; the first word of a name gives the
+    colour. `copy` is the speed-up of moving the bytes once.
     """
-    before = steps["speedup"].shift().fillna(1)
-    low, high = np.minimum(before, steps["speedup"]), np.maximum(before, steps["speedup"])
-    colours = [COLOURS[0] if factor >= 1 else COLOURS[1] for factor in steps["factor"].fillna(1)]
-    hatches = ["" if factor >= 1 else "////" for factor in steps["factor"].fillna(1)]
-    rows = np.arange(len(steps))
-    ax.barh(rows, high - low, left=low, color=colours, hatch=hatches, edgecolor="white", height=0.62)
-    ax.plot([1, 1], [rows[0] - 0.31, rows[0] + 0.31], color=COLOURS[0], linewidth=3)
-    for row, step in enumerate(steps.itertuples()):
-        change = f"  (×{step.factor:.3g})" if row else ""
-        ax.text(high[row] * 1.08, row, f"{step.speedup:.3g}×{change}", va="center", fontsize=8)
+    kinds = list(dict.fromkeys(name.partition(",")[0] for name in cells["name"]))
+    colours = [COLOURS[kinds.index(name.partition(",")[0]) % len(COLOURS)] for name in cells["name"]]
+    hatches = ["////" if "known" in name else "" for name in cells["name"]]
+    rows = np.arange(len(cells))
+    style = {"color": colours, "hatch": hatches, "edgecolor": "white", "height": 0.7}
+    ax.barh(rows, cells["speedup"] - 0.5, left=0.5, **style)
+    spread = [cells["speedup"] - cells["low"], cells["high"] - cells["speedup"]]
+    ax.errorbar(cells["speedup"], rows, xerr=spread, linestyle="none", color="black", linewidth=1, capsize=2)
+    for row, cell in enumerate(cells.itertuples()):
+        ax.text(cell.high * 1.08, row, f"{cell.speedup:.3g}×", va="center", fontsize=8)
     if copy is not None:
         ax.axvline(copy, color="#555555", linestyle=":", linewidth=1.4)
-        ax.text(copy, -0.75, f"copy {copy:.3g}× ", ha="right", va="center", fontsize=8, color="#555555")
+        ax.text(copy, -0.9, f"copy {copy:.3g}× ", ha="right", va="center", fontsize=8, color="#555555")
+    ax.axvline(1, color="#555555", linestyle="--", linewidth=1.2)
     ax.set_xscale("log")
-    ax.set_xlim(0.8, 3 * max(high.max(), copy or 1))
+    ax.set_xlim(0.5, 3 * max(cells["high"].max(), copy or 1))
     _plain_log_ticks(ax.xaxis)
-    ax.set_yticks(rows, steps["name"])
-    ax.set_ylim(len(steps) - 0.4, -1.1)
+    ax.set_yticks(rows, cells["name"], fontsize=8)
+    ax.set_ylim(-1.5, len(cells) - 0.4)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("speed-up over image by image (×)")
-    ax.set_title(f"{name_of(title)}, batch size {steps['batch_size'].iloc[0]}, in order")
+    ax.set_title(name_of(title))
     return ax
 
 

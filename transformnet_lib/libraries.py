@@ -6,7 +6,6 @@ largest difference from the ground truth, since "the same pipeline" is not the s
 """
 
 import importlib.util
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,23 +15,13 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from .errors import ParameterError
 from .machine import available_devices, synchronize
+from .measure import LEAST_ROUNDS, NOT_MEASURED, ROUND_COLUMNS, failure, reasons_of, rounds, seconds_of, summary
+from .methods import copy_pass, float32_exactly, prepare_pass
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
-from .timing import (
-    NOT_MEASURED,
-    Entry,
-    check_outputs,
-    copy_pass,
-    float32_exactly,
-    not_measured,
-    prepare_pass,
-    spread,
-    take_turns,
-)
 
 BATCH_SIZE = 512  # images; where there are batches
 
@@ -40,14 +29,7 @@ LIBRARY_COLUMNS = {
     "method": "str",
     "device": "str",
     "images": "int",
-    "repeats": "int",
-    "seconds": "float",  # median over the repeats, as are q1 and q3
-    "q1": "float",
-    "q3": "float",
-    "speedup": "float",  # torchvision image by image ÷ this row, both medians of this table
     "max_difference": "float",  # largest difference of a pixel from the ground truth, in grey levels of 255
-    "raw_seconds": "str",  # every repeat, separated by spaces
-    "reason": "str",  # why there is no time; empty where there is one
 }
 
 
@@ -132,47 +114,69 @@ LIBRARIES = (
 
 
 def study_libraries(
-    model: TransformNet, images: Tensor, *, devices: Sequence[str] = ("cpu",), repeats: int = 5
-) -> pd.DataFrame:
-    """Time every library, the model's fast method and the copy on `images`, uint8 (n, 3, h, w): a row per device.
+    model: TransformNet,
+    images: Tensor,
+    *,
+    devices: Sequence[str] = ("cpu",),
+    least: int = LEAST_ROUNDS,
+    done: pd.DataFrame | None = None,
+    save: Callable[[pd.DataFrame], None] = lambda table: None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure every library, the model's fast method and the copy on `images`, uint8 (n, 3, h, w), in `least` rounds.
 
-    Columns: `LIBRARY_COLUMNS`. All take turns, repeat by repeat. Where a device is not the CPU, rows include the copy
-    to it; one more has the images on it already. A row that cannot be measured, since the library is not installed or
-    the device runs out of memory, stays with the reason and without a time.
+    Gives the facts, a row per method and device (`LIBRARY_COLUMNS`), and the rounds (`ROUND_COLUMNS`), from which
+    `libraries_table` derives the times. Where a device is not the CPU, the copy to it is timed; one row more has the
+    images on it already. A method that cannot be measured, since the library is not installed or the device runs out of
+    memory, stays with the reason. After each round `save` gets the rounds so far, which `done` takes up again.
     """
     pipeline = model.pipeline
     with torch.inference_mode():
         targets = torch.cat([pipeline(to_float(chunk)) for chunk in images.split(BATCH_SIZE)])
-    rows, entries = [], []
+    rows, methods, outputs_of, failures = [], {}, {}, []
 
-    def difference(outputs: list) -> float:
+    def difference(name: str) -> float | None:
         """The largest of a pixel from the ground truth, in grey levels."""
-        return (_grey_levels(outputs) - 255 * targets).abs().max().item()
+        outputs = outputs_of[name]
+        return outputs and (_grey_levels(outputs()) - 255 * targets).abs().max().item()
 
     with torch.inference_mode(), float32_exactly():
         for device in devices:
-            for name, prepare in _ways(model, images, torch.device(device)):
-                row = {"method": name, "device": device, "images": len(images), "max_difference": None, "reason": ""}
+            for method, prepare in _methods(model, images, torch.device(device)):
+                row = {"method": method, "device": device, "images": len(images), "max_difference": None}
                 rows.append(row)
+                name = name_of(method, device)
                 try:
-                    run_pass, outputs = prepare()
-                    error = outputs and (lambda outputs=outputs: difference(outputs()))
-                    entries.append(Entry(row, run_pass, error))
+                    methods[name], outputs_of[name] = prepare()
+                    row["max_difference"] = difference(name)
                 except NOT_MEASURED as error:
-                    row["reason"] = not_measured(error)
-        check_outputs(entries)
-        for _ in tqdm(range(repeats), desc="libraries", unit="round", leave=False):
-            take_turns(entries)
-        check_outputs(entries)
-    for entry in entries:
-        entry.row |= spread(entry.seconds) | {"max_difference": max(entry.errors, default=None)}
-    baseline = next((entry.row["seconds"] for entry in entries if entry.row["method"] == BASELINE), math.nan)
-    for entry in entries:
-        entry.row["speedup"] = baseline / entry.row["seconds"]
-    return pd.DataFrame(rows).reindex(columns=list(LIBRARY_COLUMNS)).fillna({"repeats": 0, "raw_seconds": ""})
+                    methods.pop(name, None)
+                    failures.append({"round": 0, "attempt": 1, **failure(name, error)})
+        before = pd.DataFrame(failures, columns=list(ROUND_COLUMNS)) if done is None else done
+        table = rounds(methods, seconds=0, least=least, title="libraries", done=before, save=save)
+        facts = pd.DataFrame(rows, columns=list(LIBRARY_COLUMNS))
+        for row in (row for row in rows if name_of(row["method"], row["device"]) in methods):
+            name, before = name_of(row["method"], row["device"]), row["max_difference"]
+            if (after := difference(name)) != before:
+                error = RuntimeError(
+                    f"off the ground truth by {before:.3g} grey levels, after the rounds by {after:.3g}"
+                )
+                table.loc[table["method"] == name, "reason"] = failure(name, error)["reason"]
+    return facts, table
 
 
-def _ways(model: TransformNet, images: Tensor, device: torch.device) -> Iterator[tuple[str, Callable]]:
+def name_of(method: str, device: str) -> str:
+    """What the rounds call a method on a device."""
+    return f"{method} on {device}"
+
+
+def libraries_table(facts: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """The facts with times and speed-ups over torchvision image by image, and `reason` where there are none."""
+    names = [name_of(method, device) for method, device in zip(facts["method"], facts["device"], strict=True)]
+    times = summary(seconds_of(rounds), name_of(BASELINE, "cpu")).reindex(names).reset_index(drop=True)
+    return facts.join(times).assign(reason=[reasons_of(rounds).get(name, "") for name in names])
+
+
+def _methods(model: TransformNet, images: Tensor, device: torch.device) -> Iterator[tuple[str, Callable]]:
     """Name and preparation of each row on a device; a preparation gives the timed pass and what gives its outputs."""
     kind = device.type
 
@@ -200,7 +204,7 @@ def _ways(model: TransformNet, images: Tensor, device: torch.device) -> Iterator
     for method in LIBRARIES:
         if kind in method.devices:
             yield method.name, lambda method=method: library(method)
-    yield "TransformNet, the fast way", lambda: fast(images)
+    yield "TransformNet, fast", lambda: fast(images)
     if kind != "cpu":
         yield "TransformNet, images on the device already", resident
     bound = "copy: the bytes read and written once" if kind == "cpu" else "copy: the images copied to the device"

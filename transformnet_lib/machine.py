@@ -7,6 +7,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 from .errors import ParameterError
@@ -92,6 +93,7 @@ def environment(device: torch.device) -> dict:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        "usable_cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None,
         "threads": torch.get_num_threads(),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -1,5 +1,7 @@
 """TransformNet: the paper's network, three trained weights around a fixed geometry; and its folded form, for speed."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -168,6 +170,14 @@ class FoldedTransformNet(nn.Module):
 def _content(tensor: Tensor) -> list[float] | int:
     """What changes with a tensor: its numbers; on other devices, which would be waited for, its count of writes."""
     return tensor.tolist() if tensor.device.type == "cpu" or tensor.is_inference() else tensor._version
+
+
+def weighted_model(weights: Sequence[float], pipeline: Pipeline | None = None) -> TransformNet:
+    """A TransformNet with these weights for red, green and blue, in eval mode."""
+    model = TransformNet(pipeline)
+    with torch.no_grad():
+        model.mix.weight.copy_(torch.tensor(weights).view(1, 3, 1, 1))
+    return model.eval()
 
 
 def seeded_model(seed: int, pipeline: Pipeline | None = None) -> TransformNet:

@@ -18,15 +18,16 @@ import safetensors.torch
 import torch
 from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeFloat, PositiveInt
 
+from .benchmark import Measurements
 from .dataset import CustomDataset
 from .errors import RunError, one_line
 from .files import read_file
-from .model import TransformNet
+from .model import TransformNet, weighted_model
 from .normal_equations import LeastSquares
 from .pipeline import Pipeline
 from .training import TrainConfig
 
-FORMAT = 3  # of the run directory; raised when a reader of the old one would go wrong
+FORMAT = 4  # of the run directory; raised when a reader of the old one would go wrong
 MAX_BYTES = 2**26  # 64 MiB; no file of a run is near it, packed or unpacked
 MAX_TEXT_BYTES = 2**24  # 16 MiB, of JSON and CSV, which grow when they are parsed
 
@@ -97,6 +98,7 @@ class Environment(Record):
     device_name: str
     cpu: str
     cores: PositiveInt | None
+    usable_cores: PositiveInt | None  # by the affinity of the process; not on macOS
     threads: PositiveInt
     os: str
     python: str
@@ -108,7 +110,7 @@ class Environment(Record):
 class Begun(Record):
     """parameters.json: with what a stage was begun."""
 
-    format: Literal[3]
+    format: Literal[4]
     training: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]  # the id of the training that the stage builds on
     parameters: dict[str, JsonValue]
     images: ImageSet
@@ -157,8 +159,9 @@ class CompareResults(Record):
     max_error: NonNegativeFloat
 
 
-class StudyResults(Record):
-    test_images: ImageSet
+class BenchmarkResults(Record):
+    weights: tuple[FiniteFloat, FiniteFloat, FiniteFloat]  # of the model that was timed
+    origin: Literal["training", "least squares"]  # where they are from
 
 
 class NoResults(Record):
@@ -185,10 +188,7 @@ class Training(Stage):
     @property
     def model(self) -> TransformNet:
         """The trained model, on the CPU, in eval mode; a new one each time."""
-        model = TransformNet(self.pipeline)
-        with torch.no_grad():
-            model.mix.weight.copy_(torch.tensor(self.weights).view(1, 3, 1, 1))
-        return model.eval()
+        return weighted_model(self.weights, self.pipeline)
 
 
 class Comparison(Stage):
@@ -200,18 +200,29 @@ class Comparison(Stage):
 
 
 class Benchmark(Stage):
-    """The `benchmark` stage: a row a measured setting, `BENCHMARK_COLUMNS`."""
+    """The `benchmark` stage: what was measured, and with which weights."""
+
+    measured: Measurements
+    weights: tuple[float, float, float]
+    origin: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per part and setting: `TABLE_COLUMNS`."""
+        return self.measured.table
+
+
+class Seeds(Stage):
+    """The `seeds` stage: a row per preset and seed, `SEED_COLUMNS`."""
 
     table: pd.DataFrame
 
 
 class Study(Stage):
-    """The `study` stage: `SEED_COLUMNS`, `LIBRARY_COLUMNS` and `SIZE_COLUMNS`."""
+    """The `study` stage: other libraries and cost over size, with the times that follow from their rounds."""
 
-    seeds: pd.DataFrame
-    libraries: pd.DataFrame
-    sizes: pd.DataFrame
-    test_images: ImageSet  # of libraries and sizes
+    libraries: pd.DataFrame  # as `libraries_table` gives it
+    sizes: pd.DataFrame  # as `sizes_table` gives it
 
 
 def parse_record(kind: type[Record], path: Path) -> Record:

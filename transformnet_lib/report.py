@@ -25,6 +25,7 @@ from nbconvert.exporters.exporter import Exporter
 from tqdm import tqdm
 
 from . import errors
+from .benchmark import check_sweep, check_weights
 from .display import NUMBERS
 from .errors import Interrupted, NotebookError, ParameterError, RunError
 from .export import ExportError, HTMLReportExporter, PDFReportExporter
@@ -32,16 +33,15 @@ from .files import drop_leftovers, locked, write_together
 from .findings.text import listed
 from .images import check_source
 from .machine import available_devices, resolve_device
+from .measure import LEAST_ROUNDS, check_rounds
 from .resources import NOTEBOOKS, PACKAGE
 from .run import is_current, read_run, read_runs
 from .stage_folder import check_place, is_complete, is_marked, mark_for_remaking
-from .timing import check_sweep
 from .training import TrainConfig
 
 papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see whether there is IPv6
 
 ROOT = PACKAGE.parent  # what must be on sys.path to import this library
-STAGES = ("train", "compare", "benchmark")
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
 EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
@@ -209,8 +209,11 @@ def check_stage(name: str, parameters: dict) -> None:
         names = ("data", "data_path", "limit", "fit", "image_size")
         check_source(**{name: parameters[name] for name in names if name in parameters})
     if name == "benchmark":
-        names = ("batch_sizes", "small_batch_sizes", "num_workers", "repeats")
-        check_sweep(**{name: parameters[name] for name in names})
+        names = ("batch_sizes", "small_batch_sizes", "num_workers", "rounds", "seconds", "precision")
+        check_sweep(**{name: parameters[name] for name in names if name in parameters})
+        check_weights(parameters.get("other_weights", {}))
+    if name == "study":
+        check_rounds(parameters.get("rounds", LEAST_ROUNDS), 0, 0)
 
 
 def refuse_others(notebook: Path) -> None:
@@ -292,34 +295,34 @@ def make_runs(
     presets: Sequence[str] = ("paper", "precise"),
     train: dict,
     benchmark: dict,
+    seeds: dict,
     study: dict | None = None,
     force: bool,
 ) -> list[Path]:
     """Make the report's runs, `<runs_dir>/<preset>-<device>` for each device and preset.
 
-    Those of the first preset have the stages train, compare, benchmark and, unless None, study; the others train and
-    compare. What is complete is left as it is. `train`, `benchmark` and `study` are notebook parameters. With `force`
-    all are made again; if that is stopped, the same call goes on with it.
+    All have the stages train and compare. One of each device, of the preset `precise` if there is one, is timed: it has
+    the stages benchmark, seeds and, unless None, study. What is complete is left as it is. `train`, `benchmark`,
+    `seeds` and `study` are notebook parameters. With `force` all are made again; if that is stopped, the same call goes
+    on with it.
     """
     devices = [str(resolve_device(device)) for device in devices] or available_devices()
     todo, run_dirs = [], []
     for device in devices:
+        of_preset = {preset: runs_dir / f"{preset}-{device.replace(':', '')}" for preset in presets}
+        run_dirs += of_preset.values()
+        for preset, run_dir in of_preset.items():
+            todo.append(("train", run_dir, {"device": device, "preset": preset, **train}))
+            todo.append(("compare", run_dir, {}))
+        timed = "precise" if "precise" in presets else presets[0]
+        others = [run_dir for preset, run_dir in of_preset.items() if preset != timed]
         # Where there is no CUDA device the CPU's run says so, row by row.
-        timed = [device] + ["cuda"] * (device == "cpu" and "cuda" not in available_devices())
-        for preset in presets:
-            first = preset == presets[0]
-            stages = STAGES + ("study",) * (study is not None) if first else STAGES[:2]
-            run_dir = runs_dir / f"{preset}-{device.replace(':', '')}"
-            of_stage = {
-                "train": {"device": device, "preset": preset, **train},
-                "compare": {},
-                "benchmark": {"devices": timed, **benchmark},
-                "study": study,
-            }
-            todo += [(stage, run_dir, of_stage[stage]) for stage in stages]
-            run_dirs.append(run_dir)
+        kinds = [device] + ["cuda"] * (device == "cpu" and "cuda" not in available_devices())
+        todo.append(("benchmark", of_preset[timed], {"devices": kinds, "other_weights": others, **benchmark}))
+        todo.append(("seeds", of_preset[timed], seeds))
+        todo += [("study", of_preset[timed], study)] if study is not None else []
     for stage, _, parameters in todo:  # before the first long one
-        check_stage(stage, parameters)
+        check_stage(stage, {name: value for name, value in parameters.items() if name != "other_weights"})
     if force:
         # What an earlier call has not yet made again is marked: the rest of the list
         marked = [is_marked(run_dir, stage) for stage, run_dir, _ in todo]
@@ -332,6 +335,9 @@ def make_runs(
     complete = []
     for stage, run_dir, parameters in todo:
         again = {"force": True} if force and is_marked(run_dir, stage) else {}
+        if stage == "benchmark":  # the weights of other presets, which are trained by now
+            others = [read_run(other, stages=["train"]) for other in parameters["other_weights"]]
+            again["other_weights"] = {other.label: list(other.train.weights) for other in others}
         if not run_stage(stage, run_dir, parameters | again):
             complete.append(f"{run_dir.name}/{stage}")
     if complete:

@@ -8,31 +8,35 @@ import atexit
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pydantic
 import torch
 
+from .benchmark import SETTING_COLUMNS, Measurements
 from .comparison import EXAMPLE_ARRAYS
 from .dataset import CustomDataset
 from .errors import ParameterError, RunError, one_line
 from .files import check_path
-from .libraries import LIBRARY_COLUMNS
+from .libraries import LIBRARY_COLUMNS, libraries_table
+from .measure import ROUND_COLUMNS
 from .model import TransformNet
 from .normal_equations import LeastSquares
 from .pipeline import Pipeline
 from .records import (
     Begun,
     Benchmark,
+    BenchmarkResults,
     CompareResults,
     Comparison,
     Finished,
     NoResults,
     Record,
+    Seeds,
     Stage,
     Study,
-    StudyResults,
     Training,
     TrainResults,
     damaged,
@@ -44,9 +48,8 @@ from .records import (
 )
 from .resources import REFERENCE
 from .seeds import SEED_COLUMNS
-from .sizes import SIZE_COLUMNS
+from .sizes import SIZE_COLUMNS, sizes_table
 from .stage_folder import STAGES, is_complete, put_back
-from .timing import BENCHMARK_COLUMNS
 from .training import HISTORY_COLUMNS, TrainConfig
 
 SHIPPED_SIGN = "†"  # ends the label of a shipped run, so that no number of it passes for one measured here
@@ -64,6 +67,7 @@ class Run(Record):
     train: Training
     compare: Comparison | None
     benchmark: Benchmark | None
+    seeds: Seeds | None
     study: Study | None
     unfinished: dict[str, str]  # stages that were begun and have no result of this training: why
 
@@ -197,22 +201,46 @@ def _comparison(folder: Path, begun: dict, results: CompareResults) -> Compariso
     return Comparison(**begun, **dict(results), examples=examples)
 
 
-def _benchmark(folder: Path, begun: dict, results: NoResults) -> Benchmark:
-    return Benchmark(**begun, table=read_table(folder / "benchmark.csv", BENCHMARK_COLUMNS))
+def _benchmark(folder: Path, begun: dict, results: BenchmarkResults) -> Benchmark:
+    rounds = read_table(folder / "rounds.csv", {"part": "str", **ROUND_COLUMNS})
+    measured = Measurements(read_table(folder / "settings.csv", SETTING_COLUMNS), rounds)
+    _derived(folder / "rounds.csv", lambda: measured.table)
+    return Benchmark(**begun, **dict(results), measured=measured)
 
 
-def _study(folder: Path, begun: dict, results: StudyResults) -> Study:
-    tables = {name: read_table(folder / f"{name}.csv", columns) for name, columns in STUDY_TABLES.items()}
-    return Study(**begun, **dict(results), **tables)
+def _seeds(folder: Path, begun: dict, results: NoResults) -> Seeds:
+    return Seeds(**begun, table=read_table(folder / "seeds.csv", SEED_COLUMNS))
+
+
+def _study(folder: Path, begun: dict, results: NoResults) -> Study:
+    libraries, sizes = (
+        [read_table(folder / name, columns) for name, columns in tables.items()]
+        for tables in (LIBRARY_TABLES, SIZE_TABLES)
+    )
+    return Study(
+        **begun,
+        libraries=_derived(folder / "library_rounds.csv", lambda: libraries_table(*libraries)),
+        sizes=_derived(folder / "size_rounds.csv", lambda: sizes_table(*sizes)),
+    )
+
+
+def _derived(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The table that follows from rounds; RunError where none does."""
+    try:
+        return make()
+    except (LookupError, TypeError, ValueError, ParameterError) as error:
+        raise damaged(path, error) from error
 
 
 CONTENTS = {  # of a stage's folder: the results in stage.json, and what reads its other files
     "train": (TrainResults, _training),
     "compare": (CompareResults, _comparison),
-    "benchmark": (NoResults, _benchmark),
-    "study": (StudyResults, _study),
+    "benchmark": (BenchmarkResults, _benchmark),
+    "seeds": (NoResults, _seeds),
+    "study": (NoResults, _study),
 }
-STUDY_TABLES = {"seeds": SEED_COLUMNS, "libraries": LIBRARY_COLUMNS, "sizes": SIZE_COLUMNS}
+LIBRARY_TABLES = {"libraries.csv": LIBRARY_COLUMNS, "library_rounds.csv": ROUND_COLUMNS}
+SIZE_TABLES = {"sizes.csv": SIZE_COLUMNS, "size_rounds.csv": {"size": "int", **ROUND_COLUMNS}}
 
 
 def reference_run() -> Path:

@@ -2,117 +2,121 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import psutil
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from .benchmark import Setting
 from .errors import ParameterError
-from .model import TransformNet
-from .pipeline import to_float
-from .timing import (
-    MAX_MSE,
+from .measure import (
+    LEAST_ROUNDS,
     NOT_MEASURED,
-    Entry,
-    batched_pass,
-    check_outputs,
-    float32_exactly,
-    not_measured,
-    prepare_pass,
-    sequential_pass,
-    spread,
-    take_turns,
+    ROUND_COLUMNS,
+    failure,
+    reasons_of,
+    rounds,
+    seconds_of,
+    stacked,
+    summary,
 )
+from .methods import float32_exactly
+from .model import TransformNet
+from .workbench import Workbench
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)  # images
-SEQUENTIAL_LIMIT = 10_000  # images; more take minutes image by image and would say nothing new
+# More images than these take minutes a round by the slow methods, and would say nothing new
+LIMITS = {"sequential": 10_000, "reference": 100_000}
+METHODS = ("sequential", "batched", "reference", "fast")
 BATCH_SIZE = 512  # images
 
 SIZE_COLUMNS = {
     "method": "str",  # sequential, batched (both the pipeline, on the CPU), reference or fast (the model)
     "device": "str",
     "images": "int",
-    "repeats": "int",
-    "seconds": "float",  # median over the repeats, as are q1 and q3
-    "q1": "float",
-    "q3": "float",
     "peak_mib": "float",  # the process' largest resident size while this size was measured; not on Linux: after it
-    "raw_seconds": "str",  # every repeat, separated by spaces
-    "reason": "str",  # why there is no time; empty where there is one
 }
 
 
 def study_sizes(
-    model: TransformNet, images: Tensor, *, device: str = "cpu", sizes: Sequence[int] = SIZES, repeats: int = 3
-) -> pd.DataFrame:
-    """Time each method on as many images as `sizes` say, with the columns `SIZE_COLUMNS`; smallest first.
+    model: TransformNet,
+    images: Tensor,
+    *,
+    device: str = "cpu",
+    sizes: Sequence[int] = SIZES,
+    least: int = LEAST_ROUNDS,
+    done: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    save: Callable[[pd.DataFrame, pd.DataFrame], None] = lambda facts, table: None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure each method on as many images as `sizes` say, smallest first, in `least` rounds each.
 
     More images than `images`, uint8 (n, 3, h, w), has are the same ones gone through again and again, so that nothing
-    of that size is held. The methods take turns. The model's outputs are compared with the ground truth before and
-    after.
+    of that size is held. The outputs are compared with the ground truth before and after. Gives the facts, a row per
+    method and size (`SIZE_COLUMNS`), and the rounds, with the size in front of ROUND_COLUMNS, from which `sizes_table`
+    derives the times. After each size `save` gets both so far, and `done` takes them up again.
     """
     check_sizes(sizes)
-    rows = []
-    with torch.inference_mode(), float32_exactly():
-        targets = torch.cat([model.pipeline(to_float(chunk)) for chunk in images.split(BATCH_SIZE)])
-        expected = torch.cat([model(to_float(chunk)) for chunk in images.split(BATCH_SIZE)])
-        for size in tqdm(sorted(set(sizes)), desc="sizes", unit="size", leave=False):
+    facts, table = done or (pd.DataFrame(columns=list(SIZE_COLUMNS)), pd.DataFrame(columns=["size", *ROUND_COLUMNS]))
+    models = {"": model}
+    with float32_exactly():
+        for size in (size for size in sorted(set(sizes)) if size not in set(facts["images"])):
             _forget_peak()
             whole, rest = divmod(size, len(images))
-            entries, found = [], []
-            for method in ("sequential", "batched", "reference", "fast"):
-                if method == "sequential" and size > SEQUENTIAL_LIMIT:
-                    continue
+            # All images again and again, and some of them once
+            benches = [
+                (times, Workbench(models, part))
+                for times, part in ((whole, images), (1, images[:rest]))
+                if times and len(part)
+            ]
+            rows, methods, failures = [], {}, []
+            for method in (each for each in METHODS if size <= LIMITS.get(each, size)):
                 where = "cpu" if method in ("sequential", "batched") else device
-                row = {"method": method, "device": where, "images": size, "repeats": 0, "raw_seconds": "", "reason": ""}
-                found.append(row)
+                rows.append({"method": method, "device": where, "images": size})
                 try:
-                    parts = [(whole, *_prepare(method, model, images, targets, expected, where))] if whole else []
-                    if rest:
-                        tail = (each[:rest] for each in (images, targets, expected))
-                        parts.append((1, *_prepare(method, model, *tail, where)))
-                    errors = [error for _, _, error in parts if error]
-                    error = errors and (lambda errors=errors: max(error() for error in errors))
-                    entries.append(Entry(row, lambda parts=parts: _run(parts), error or None, MAX_MSE))
+                    for _, bench in benches:
+                        bench.prepare(Setting("size", method, where, BATCH_SIZE, len(bench.images)))
+                    methods[method] = partial(_run, benches, Setting("size", method, where, BATCH_SIZE, 0).name)
                 except NOT_MEASURED as error:
-                    row["reason"] = not_measured(error)
-            check_outputs(entries)
-            for _ in range(repeats):
-                take_turns(entries)
-            check_outputs(entries)
-            for entry in entries:
-                entry.row |= spread(entry.seconds) | {"peak_mib": _peak_mib()}
-            rows += found
-    return pd.DataFrame(rows).reindex(columns=list(SIZE_COLUMNS))
+                    failures.append({"round": 0, "attempt": 1, **failure(method, error)})
+            made = rounds(
+                methods, seconds=0, least=least, title=f"{size:,} images",
+                done=pd.DataFrame(failures, columns=list(ROUND_COLUMNS)),
+            )  # fmt: skip
+            for row in (row for row in rows if row["method"] in methods):
+                try:
+                    for _, bench in benches:
+                        bench.check(Setting("size", row["method"], row["device"], BATCH_SIZE, 0).name)
+                except NOT_MEASURED as error:
+                    made.loc[made["method"] == row["method"], "reason"] = failure(row["method"], error)["reason"]
+            peak = {"peak_mib": _peak_mib()}
+            facts = stacked(facts, pd.DataFrame([row | peak for row in rows], columns=list(SIZE_COLUMNS)))
+            table = stacked(table, made.assign(size=size)[["size", *ROUND_COLUMNS]])
+            save(facts, table)
+    return facts, table
+
+
+def _run(benches: Sequence[tuple[int, Workbench]], name: str) -> float:
+    """Seconds of one pass over as many images as the size says."""
+    return sum(bench.turn(name) for times, bench in benches for _ in range(times))
+
+
+def sizes_table(facts: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """The facts with their times, and `reason` where there are none."""
+    parts = []
+    for size, of_size in facts.groupby("images", sort=False):
+        own = rounds[rounds["size"] == size].drop(columns="size")
+        times = summary(seconds_of(own), "sequential").reindex(of_size["method"])
+        reasons = [reasons_of(own).get(method, "") for method in of_size["method"]]
+        parts.append(of_size.reset_index(drop=True).join(times.reset_index(drop=True)).assign(reason=reasons))
+    return pd.concat(parts, ignore_index=True)
 
 
 def check_sizes(sizes: Sequence[int]) -> None:
     """ParameterError unless `sizes` are whole numbers from 1."""
     if not isinstance(sizes, list | tuple) or any(type(size) is not int or size < 1 for size in sizes):
         raise ParameterError(f"sizes: expected a list of whole numbers from 1, got {sizes!r}")
-
-
-def _run(parts: list[tuple]) -> float:
-    """Seconds of several timed passes, each run so many times."""
-    return sum(run_pass() for times, run_pass, _ in parts for _ in range(times))
-
-
-def _prepare(
-    method: str, model: TransformNet, images: Tensor, targets: Tensor, expected: Tensor, device: str
-) -> tuple[Callable[[], float], Callable[[], float] | None]:
-    """One method's timed pass over `images`, and its MSE against `targets`; None for the pipeline, which made them."""
-    if method == "sequential":
-        floats = to_float(images)
-        return lambda: sequential_pass(model.pipeline, floats), None
-    if method == "batched":
-        floats = to_float(images)
-        return lambda: batched_pass(model.pipeline, floats, batch_size=BATCH_SIZE), None
-    options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0}
-    work = prepare_pass(model, images=images, device=torch.device(device), method=method, **options)
-    return work.seconds, lambda: work.mse(targets, expected)
 
 
 # Linux keeps the largest resident size of a process and can forget it: man proc_pid_clear_refs, man proc_pid_status

@@ -6,10 +6,11 @@ from pathlib import Path
 from .errors import RunError
 from .files import is_leftover, locked
 
-STAGES = ("train", "compare", "benchmark", "study")  # each builds on the training
+STAGES = ("train", "compare", "benchmark", "seeds", "study")  # each builds on the training
 STAGE_FILES = {  # all that is ever removed from a stage's folder
     "parameters.json", "history.csv", "weights.safetensors", "checkpoint.safetensors", "tensorboard", "examples.npz",
-    "benchmark.csv", "seeds.csv", "libraries.csv", "sizes.csv", "stage.json", *(f"{name}.ipynb" for name in STAGES),
+    "settings.csv", "rounds.csv", "seeds.csv", "libraries.csv", "library_rounds.csv", "sizes.csv",
+    "size_rounds.csv", "stage.json", *(f"{name}.ipynb" for name in STAGES),
     ".ipynb_checkpoints", ".DS_Store",  # which JupyterLab and macOS leave where somebody looked
 }  # fmt: skip
 

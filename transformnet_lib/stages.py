@@ -1,37 +1,46 @@
-"""The four stages of a run: each does its work into the run directory, in one form.
+"""The stages of a run: each does its work into the run directory, in one form.
 
 `<name>_stage(run_dir, …, force=False) -> Run`: the training and the stage, as they are then read. Parameters are
 checked before anything is written. A stage that is complete is only read; one that was stopped goes on after its last
-epoch, group of rows, seed or table.
+epoch, round, seed or size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+from torch import Tensor
+
+from .benchmark import (
+    BATCH_SIZES,
+    NUM_WORKERS,
+    SECONDS,
+    SETTING_COLUMNS,
+    SMALL_BATCH_SIZES,
+    Measurements,
+    benchmark,
+    check_sweep,
+    check_weights,
+)
 from .comparison import check_indices, compare
 from .dataset import CustomDataset, check_pairs, split_indices
 from .errors import DataError, Interrupted, ParameterError, RunError
 from .libraries import LIBRARY_COLUMNS, study_libraries
 from .machine import resolve_device
+from .measure import LEAST_ROUNDS, PRECISION, ROUND_COLUMNS, check_rounds
+from .methods import MAX_MSE
+from .model import TransformNet, weighted_model
 from .normal_equations import least_squares_of
-from .records import ImageSet, damaged, read_tensors
-from .run import Run, read_run
+from .records import damaged, read_tensors
+from .run import SIZE_TABLES, Run, read_run
 from .seeds import PRESETS_STUDIED, SEED_COLUMNS, check_seeds, study_seeds
-from .sizes import SIZE_COLUMNS, SIZES, check_sizes, study_sizes
+from .sizes import SIZES, check_sizes, study_sizes
 from .stage_writer import StageWriter, stage
-from .timing import (
-    BATCH_SIZES,
-    BENCHMARK_COLUMNS,
-    NUM_WORKERS,
-    REPEATS,
-    SMALL_BATCH_SIZES,
-    benchmark,
-    check_sweep,
-)
 from .training import HISTORY_COLUMNS, TrainConfig, Trainer, epochs
 
-SEEDS = tuple(range(20))
+SEEDS = 5  # of a report; a study takes more
+STUDY_SEEDS = 20
 CHECKPOINT = "checkpoint.safetensors"
 TENSORBOARD = "tensorboard"  # a folder of event files
 
@@ -132,19 +141,24 @@ def benchmark_stage(
     *,
     devices: Sequence[str] = (),
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    num_workers: Sequence[int] = NUM_WORKERS,
-    repeats: int = REPEATS,
     small_batch_sizes: Sequence[int] = SMALL_BATCH_SIZES,
+    num_workers: Sequence[int] = NUM_WORKERS,
+    other_weights: Mapping[str, Sequence[float]] | None = None,
+    rounds: int = LEAST_ROUNDS,
+    seconds: float = SECONDS,
+    precision: float = PRECISION,
     force: bool = False,
 ) -> Run:
-    """Time the run's model on `dataset`'s images; see `benchmark`.
+    """Time a model on `dataset`'s images: the run's, or the one that `timed_weights` puts in its place; `benchmark`.
 
     `devices` empty means the device that the run was trained on, and CUDA, whose rows say so where there is none.
     """
     sweep = {"batch_sizes": batch_sizes, "num_workers": num_workers, "small_batch_sizes": small_batch_sizes}
-    check_sweep(**sweep, repeats=repeats)
+    limits = {"rounds": rounds, "seconds": seconds, "precision": precision}
+    check_sweep(**sweep, **limits)
     if not isinstance(devices, list | tuple):
         raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
+    others = check_weights(other_weights or {})
     run = read_run(run_dir, stages=["train"])
     size, trained_size = tuple(dataset.images.shape[-2:]), run.train.images.size
     if size != trained_size:
@@ -157,64 +171,131 @@ def benchmark_stage(
     for device in devices:
         if device != "cuda":  # whose absence the table states
             resolve_device(device)
-    parameters = {"devices": devices, **{name: list(values) for name, values in sweep.items()}, "repeats": repeats}
+    parameters = {"devices": devices, **{name: list(values) for name, values in sweep.items()}, **limits}
+    parameters["other_weights"] = others
     try:
         device = resolve_device(devices[0])
     except ParameterError:
         device = resolve_device("cpu")
     with stage(run_dir, "benchmark", parameters, dataset=dataset, device=device, force=force) as writer:
         if writer:
-            done = writer.read_table("benchmark.csv", BENCHMARK_COLUMNS)
-            benchmark(
-                run.model,
-                dataset.images,
-                **parameters,
-                done=done,
-                save=lambda table: writer.write_table("benchmark.csv", table),
-            )
+            weights, origin = timed_weights(run)
+            if origin != "training":  # the run's own take their turns too
+                parameters["other_weights"] = {run.label: run.train.weights, **others}
+            done = _measured(writer.read_table("rounds.csv", {"part": "str", **ROUND_COLUMNS}), writer)
+
+            def save(measured: Measurements) -> None:
+                writer.write_table("rounds.csv", measured.rounds)
+                if len(measured.settings):  # of the parts that are complete
+                    writer.write_table("settings.csv", measured.settings)
+
+            benchmark(weighted_model(weights, run.pipeline), dataset.images, **parameters, done=done, save=save)
+            writer.results |= {"weights": list(weights), "origin": origin}
     return read_run(run_dir, stages=["benchmark"])
+
+
+def _measured(rounds: pd.DataFrame | None, writer: StageWriter) -> Measurements | None:
+    """What an earlier sitting measured."""
+    if rounds is None:
+        return None
+    settings = writer.read_table("settings.csv", SETTING_COLUMNS)
+    return Measurements(Measurements.none().settings if settings is None else settings, rounds)
+
+
+def timed_weights(run: Run) -> tuple[tuple[float, float, float], str]:
+    """The weights of a run that are worth timing, and where they come from: its "training", or "least squares".
+
+    Its own, if they were trained by `precise`. The recipe `paper` may stop anywhere, at weights that nobody would use;
+    then, and where `precise` had too few steps, those of the least-squares optimum of the same images, unless the
+    images do not determine it.
+    """
+    trained = run.train
+    good = trained.config.preset == "precise" and trained.best_val_mse <= MAX_MSE
+    if good or trained.least_squares is None:
+        return trained.weights, "training"
+    return trained.least_squares.weights, "least squares"
+
+
+def seeds_stage(
+    run_dir: str | Path,
+    dataset: CustomDataset,
+    *,
+    seeds: int | Sequence[int] = SEEDS,
+    presets: Sequence[str] = PRESETS_STUDIED,
+    force: bool = False,
+) -> Run:
+    """Train each preset from many seeds on `dataset` (the run's training split), on the device of the training.
+
+    `seeds` are the seeds, or how many: from 0 up. A complete stage with some of them is extended by the others.
+    """
+    seeds = list(range(seeds)) if type(seeds) is int and seeds > 0 else seeds
+    check_seeds(presets, seeds)
+    run = read_run(run_dir, stages=["seeds"])
+    device, done = resolve_device(run.train.config.device), None
+    parameters = {"seeds": list(seeds), "presets": list(presets)}
+    if run.seeds and not force and run.seeds.parameters["presets"] == parameters["presets"]:
+        there = run.seeds.parameters["seeds"]
+        if set(seeds) <= set(there):
+            parameters["seeds"] = there
+        elif set(there) < set(seeds):
+            force, done = True, run.seeds.table
+    with stage(run_dir, "seeds", parameters, dataset=dataset, device=device, force=force) as writer:
+        if writer:
+            saved = writer.read_table("seeds.csv", SEED_COLUMNS)
+            study_seeds(
+                dataset,
+                presets=presets,
+                seeds=seeds,
+                device=str(device),
+                done=done if saved is None else saved,
+                save=lambda table: writer.write_table("seeds.csv", table),
+            )
+    return read_run(run_dir, stages=["seeds"])
 
 
 def study_stage(
     run_dir: str | Path,
-    train_set: CustomDataset,
-    test_set: CustomDataset,
+    dataset: CustomDataset,
     *,
-    seeds: int | Sequence[int] = SEEDS,
-    presets: Sequence[str] = PRESETS_STUDIED,
     sizes: Sequence[int] = SIZES,
-    repeats: int = REPEATS,
+    rounds: int = LEAST_ROUNDS,
     force: bool = False,
 ) -> Run:
-    """Many seeds, other libraries and cost over size, on the device of the training.
-
-    `seeds` are the seeds, or how many: from 0 up.
-    """
-    seeds = range(seeds) if type(seeds) is int and seeds > 0 else seeds
-    check_seeds(presets, seeds)
+    """Measure other libraries and cost over size on `dataset`'s images, on the device of the training."""
     check_sizes(sizes)
-    if type(repeats) is not int or repeats < 1:
-        raise ParameterError(f"repeats: expected a whole number from 1, got {repeats!r}")
+    check_rounds(rounds, 0, 0)
     run = read_run(run_dir, stages=["train"])
-    device, images = resolve_device(run.train.config.device), test_set.images
-    parameters = {"seeds": list(seeds), "presets": list(presets), "sizes": list(sizes), "repeats": repeats}
-    with stage(run_dir, "study", parameters, dataset=train_set, device=device, force=force) as writer:
+    device, images = resolve_device(run.train.config.device), dataset.images
+    model = weighted_model(timed_weights(run)[0], run.pipeline)
+    with stage(
+        run_dir, "study", {"sizes": list(sizes), "rounds": rounds}, dataset=dataset, device=device, force=force
+    ) as writer:
         if writer:
-            study_seeds(
-                train_set,
-                presets=presets,
-                seeds=seeds,
-                device=str(device),
-                done=writer.read_table("seeds.csv", SEED_COLUMNS),
-                save=lambda table: writer.write_table("seeds.csv", table),
-            )
-            if writer.read_table("libraries.csv", LIBRARY_COLUMNS) is None:
-                devices = list(dict.fromkeys(["cpu", str(device)]))
-                writer.write_table(
-                    "libraries.csv", study_libraries(run.model, images, devices=devices, repeats=repeats)
-                )
-            if writer.read_table("sizes.csv", SIZE_COLUMNS) is None:
-                table = study_sizes(run.model, images, device=str(device), sizes=sizes, repeats=repeats)
-                writer.write_table("sizes.csv", table)
-            writer.results["test_images"] = ImageSet.of(test_set).model_dump(mode="json")  # of libraries and sizes
+            _study(writer, model, images, str(device), sizes, rounds)
     return read_run(run_dir, stages=["study"])
+
+
+def _study(
+    writer: StageWriter, model: TransformNet, images: Tensor, device: str, sizes: Sequence[int], least: int
+) -> None:
+    """Measure what is not yet measured: the libraries, then size after size."""
+    if writer.read_table("libraries.csv", LIBRARY_COLUMNS) is None:
+        facts, _ = study_libraries(
+            model,
+            images,
+            devices=list(dict.fromkeys(["cpu", device])),
+            least=least,
+            done=writer.read_table("library_rounds.csv", ROUND_COLUMNS),
+            save=lambda table: writer.write_table("library_rounds.csv", table),
+        )
+        writer.write_table("libraries.csv", facts)
+
+    def save(facts: pd.DataFrame, table: pd.DataFrame) -> None:
+        writer.write_table("size_rounds.csv", table)
+        writer.write_table("sizes.csv", facts)
+
+    facts, table = (writer.read_table(name, columns) for name, columns in SIZE_TABLES.items())
+    if facts is not None and table is not None:
+        table = table[table["size"].isin(facts["images"])]
+    done = None if facts is None or table is None else (facts, table)
+    study_sizes(model, images, device=device, sizes=sizes, least=least, done=done, save=save)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
+from ..measure import verdict
+from ..methods import MAX_MSE
 from ..pipeline import GRAY_WEIGHTS, Pipeline
 from ..run import Run
-from ..timing import MAX_MSE
 from .learning import preset_text
-from .places import Place, disturbed, places, spoiled
-from .speed import SWEEP, TOO_FEW, UNJUDGED, against, against_text, both_paths, waterfall
+from .places import Place, places
+from .speed import LEVEL_NAMES, RIVALS, SWEEP, against_text
 from .table1 import not_measured
-from .text import code, counted, escape, listed, repeats_text, scientific, spread_text, times_text
+from .text import code, counted, escape, listed, percent, ratio_text, scientific, spread_text, times_text
 
 SHORT = {"reference": "the paper's way", "fast": "the fast way"}  # to run the model
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
@@ -24,7 +24,8 @@ def answer(runs: Sequence[Run]) -> str:
     closest, quick = closest_run(runs), quickest_place(timed)
     sentences = [f"{_closeness(closest)}{_verdict(closest, quick, runs)}."]
     for kind in dict.fromkeys(place.kind for place in timed):
-        sentences.append(_speed(quickest_place([place for place in timed if place.kind == kind])))
+        place = quickest_place([place for place in timed if place.kind == kind])
+        sentences += [_speed(place)] if place else []
     return " ".join(sentences)
 
 
@@ -37,7 +38,15 @@ def closest_run(runs: Sequence[Run]) -> Run | None:
 def quickest_place(timed: Sequence[Place]) -> Place | None:
     """The place with the most images a second; one of a shipped run only where there is no other."""
     own = [place for place in timed if not place.run.shipped] or timed
-    return max(own, key=lambda place: place.best(place.methods[-1])["images_per_second"], default=None)
+    own = [place for place in own if quickest_method(place)]
+    return max(own, key=lambda place: place.best(quickest_method(place))["images_per_second"], default=None)
+
+
+def quickest_method(place: Place) -> str | None:
+    """The method that was measured again at a place in the least time per image."""
+    found = {method: place.best(method) for method in place.methods}
+    timed = {method: row["images_per_second"] for method, row in found.items() if row is not None}
+    return max(timed, key=timed.get, default=None)
 
 
 def _closeness(best: Run | None) -> str:
@@ -60,15 +69,13 @@ def _verdict(closest: Run | None, place: Place | None, runs: Sequence[Run]) -> s
     """Whether the model is faster than the pipeline, image by image and in batches, at the quickest place."""
     if place is None:
         return f"; no time of the model was taken. {not_measured(runs)}".rstrip(" .")
-    method = place.methods[-1]
-    one_by_one, in_batches = (against(place, method, rival) for rival in ("sequential", "batched"))
-    other = f"such a model, timed with the weights of {code(place.run.label)}, is"
-    model = "they are" if place.run is closest else other
-    link = ", but" if one_by_one["verdict"] == "slower" else ", and"
-    return (
-        f"{link} on {place.name} {model} {against_text(one_by_one)} the pipeline run image by image and "
-        f"{against_text(in_batches)} the pipeline run in batches"
-    )
+    method, model = quickest_method(place), "they are"
+    if place.run is not closest:
+        model = f"such a model, timed with the weights of {code(place.run.label)}, is"
+    ratios = {name: place.against(method, rival) for rival, name in RIVALS.items()}
+    told = [f"{against_text(ratio)} the pipeline run {name}" for name, ratio in ratios.items() if ratio]
+    link = "but" if any(ratio and verdict(ratio) == "slower" for ratio in ratios.values()) else "and"
+    return f", {link} on {place.name} {model} {listed(told)}" if told else ""
 
 
 def distance(run: Run) -> str:
@@ -87,34 +94,25 @@ def distance(run: Run) -> str:
 
 
 def _speed(place: Place) -> str:
-    """The best setting of each way at a place, with the pipeline's own times."""
-    sequential, batched = place.baseline("sequential"), place.baseline("batched")
-    ways = {"fast": "folded and run in whole batches, the fast way", "reference": "run the paper's way"}
+    """The best setting of each method at a place, with the pipeline's own times."""
+    methods = {"fast": "folded and run in whole batches, the fast method", "reference": "run by the paper's method"}
+    found = {method: place.best(method) for method in reversed(place.methods)}
     parts = [
-        f"{spread_text(place.best(method))} {ways[method]} (batch size {place.best(method)['batch_size']})"
-        for method in reversed(place.methods)
+        f"{spread_text(row)} {methods[method]} (batch size {row['batch_size']})"
+        for method, row in found.items()
+        if row is not None
     ]
+    pipeline = [(name, place.best(rival)) for rival, name in RIVALS.items()]
+    theirs = [f"{1e6 / row['images_per_second']:.3g} µs per image {name}" for name, row in pipeline if row is not None]
+    best = place.best(quickest_method(place))
     machine = place.run.benchmark.environment
     chip = machine.cpu if place.device == "cpu" else machine.device_name
-    best = place.best(place.methods[-1])
     return (
         f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes at best "
-        f"{' and '.join(parts)}, the pipeline {spread_text(sequential)} image by image and {spread_text(batched)} in "
-        f"batches: each {repeats_text(best['repeats'])} over {sequential['images']:,} images "
-        f"(fewer where drop_last drops some), the best of the settings {SWEEP}. Speed-ups are over the pipeline's time "
-        f"in the same minutes.{_spoiled(place)}"
-    )
-
-
-def _spoiled(place: Place) -> str:
-    """A warning where most of the measurements were disturbed; else empty."""
-    if not spoiled(place):
-        return ""
-    rows = place.rows
-    count = int(disturbed(rows).sum())
-    return (
-        f" **{count} of {counted(len(rows), 'row')} were disturbed by other work on this machine**, so these times say "
-        "little: measure again when it is quiet."
+        f"{listed(parts)} for {best['images']:,} images, {1e6 / best['images_per_second']:.3g} µs per image; the "
+        f"pipeline, on the CPU, {listed(theirs)}. Each is the best of the settings {SWEEP}, measured again in rounds "
+        f"of its own: the median of {counted(best['rounds'], 'round')} and its interval. The speed-ups of the sweep "
+        f"are good to ±{percent(place.precision)}."
     )
 
 
@@ -175,35 +173,25 @@ def conclusion(runs: Sequence[Run]) -> list[str]:
             head = "Whether it is the pipeline, these images cannot tell."
         points = [f"**{head}** {' '.join(points)}"]
     for place in places(runs):
-        found = {method: against(place, method, "batched") for method in place.methods}
+        found = {method: place.against(method, "batched") for method in place.methods}
+        found = {method: ratio for method, ratio in found.items() if ratio}
         parts = [
-            f"run {SHORT[method]}, it is {against_text(result)} the pipeline in batches"
-            for method, result in found.items()
+            f"run {SHORT[method]}, it is {against_text(ratio)} the pipeline in batches"
+            for method, ratio in found.items()
         ]
-        ratios = both_paths(place)
-        gain = (
-            f" The fast way is {times_text(ratios.median())} as fast as the paper's (median of {len(ratios)} settings)."
-            if len(ratios)
-            else ""
-        )
-        pays = any(result["verdict"] in ("faster", UNJUDGED) for result in found.values())
+        gain = place.over_reference()
+        told = f" The fast method is {ratio_text(gain)} as fast as the paper's." if gain else ""
+        pays = not found or any(verdict(ratio) in ("faster", "open") for ratio in found.values())
         advice = "" if pays else " Speed is no reason to use it."
-        points.append(f"**The model on {place.name}**: {'; '.join(parts)}.{gain}{advice}{_spoiled(place)}")
-        steps = waterfall(place)
-        if len(steps):
-            few = TOO_FEW if UNJUDGED in set(steps["verdict"]) else ""
-            points.append(f"**What makes the difference there**, each on top of the one before{few}: {_steps(steps)}.")
+        points += [f"**The model on {place.name}**: {'; '.join(parts)}.{told}{advice}"] if parts else []
+        factors = place.factors()
+        if len(factors):
+            steps = [
+                f"{LEVEL_NAMES[row.after]} in place of {LEVEL_NAMES[row.before]} {times_text(row.ratio)}"
+                for row in factors.itertuples()
+            ]
+            points.append(f"**What makes the difference there**, all else equal: {listed(steps)}.")
     return points
-
-
-def _steps(steps: pd.DataFrame) -> str:
-    names = {
-        "batched": "running in batches at all",
-        "reference": "the model as such",
-        "folded": "folding resize, mix and flips into two matrices",
-        "fast": "fetching whole batches",
-    }
-    return ", ".join(f"{names[step.method]} {times_text(step.factor)}" for step in steps.iloc[1:].itertuples())
 
 
 def _named(runs: Sequence[Run]) -> str:

@@ -1,17 +1,18 @@
 """What the paper says, held against what was measured here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import pandas as pd
 
 from .. import paper
+from ..measure import Estimate, verdict
 from ..run import Run
 from .abstract import distance
 from .learning import changes
-from .places import Place, per_image, places, speedup_at, spoiled
-from .speed import LEAST_REPEATS, TOO_FEW, UNJUDGED, judged, too_few, verdict_of, workers, workers_verdict
-from .text import ratio_text, scientific, times_text
+from .places import Place, places
+from .speed import workers_verdict
+from .text import listed, ratio_text, scientific, times_text
 
 HOLDS, FAILS, MIXED, UNCLEAR, OPEN = "holds", "does not hold", "differs", "not clear here", "not tested here"
 
@@ -55,12 +56,7 @@ def _recipe(runs: Sequence[Run]) -> list[Run]:
 
 NO_RECIPE = "no run here is of the preset paper, unchanged and on all images"
 NOT_TIMED = "no time of the model was taken"
-JUDGED = {"faster": HOLDS, "slower": FAILS}  # others are UNCLEAR
-
-
-def _busy(place: Place) -> str:
-    """A note where most rows of a place are disturbed, so that its times decide nothing; else empty."""
-    return " (most rows disturbed)" if spoiled(place) else ""
+JUDGED = {"faster": HOLDS, "slower": FAILS, "equal": FAILS, "open": UNCLEAR}  # that one is faster
 
 
 def _learns(runs: Sequence[Run]) -> Claim:
@@ -98,14 +94,15 @@ def _keeps_the_best(runs: Sequence[Run]) -> Claim:
 def _beats_one_by_one(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
     for place in (place for place in places(runs) if "reference" in place.methods):
-        rows = place.model_rows("reference")
-        pairs = zip(speedup_at(rows, "q3"), speedup_at(rows, "q1"), strict=True)
-        found = [judged(verdict_of(*pair), rows) for pair in pairs]
+        rows = place.rows("reference")
+        found = [verdict(place.measured.ratio("sweep", name, "sequential")) for name in rows["name"]]
         least, most = rows["speedup"].min(), rows["speedup"].max()
-        numbers[place.title] = {"least": least, "most": most, "settings": len(rows), "slower": found.count("slower")}
-        here[place.title] = f"{times_text(least)} to {times_text(most)}{TOO_FEW if too_few(rows) else ''}{_busy(place)}"
-        verdict = FAILS if "slower" in found else HOLDS if set(found) == {"faster"} else UNCLEAR
-        verdicts[place.title] = UNCLEAR if spoiled(place) else verdict
+        counts = {word: found.count(word) for word in ("faster", "slower", "equal", "open")}
+        numbers[place.title] = {"least": least, "most": most, "settings": len(rows), **counts}
+        told = listed([f"{word} in {count}" for word, count in counts.items() if count])
+        here[place.title] = f"{times_text(least)} to {times_text(most)} by the medians; {told} of {len(rows)} settings"
+        failed = counts["slower"] or counts["equal"]
+        verdicts[place.title] = FAILS if failed else UNCLEAR if counts["open"] else HOLDS
     published = paper.table1()
     processed = paper.IMAGES - published["drop_last"] * (paper.IMAGES % published["batch_size"])
     theirs = paper.SEQUENTIAL_SECONDS / paper.IMAGES / (published["seconds"] / processed)
@@ -120,22 +117,11 @@ def _beats_one_by_one(runs: Sequence[Run]) -> Claim:
 def _larger_batches(runs: Sequence[Run]) -> Claim:
     here, verdicts, numbers = {}, {}, {}
     for place in (place for place in places(runs) if "reference" in place.methods):
-        rows = place.model_rows("reference")
-        least, most = rows["batch_size"].min(), rows["batch_size"].max()
-        if least == most:
-            continue
-        small, large = (rows[rows["batch_size"] == size] for size in (least, most))
-
-        def middle(rows: pd.DataFrame, column: str) -> float:
-            return per_image(rows, column).median()
-
-        ratio = middle(small, "seconds") / middle(large, "seconds")
-        low, high = middle(small, "q1") / middle(large, "q3"), middle(small, "q3") / middle(large, "q1")
-        numbers[place.title] = {"ratio": ratio, "low": low, "high": high, "least": least, "most": most}
-        verdict = judged(verdict_of(low, high), small, large)
-        few = TOO_FEW if verdict == UNJUDGED else ""
-        here[place.title] = f"{ratio_text(ratio, low, high)} as fast{few} at {most} as at {least} images{_busy(place)}"
-        verdicts[place.title] = UNCLEAR if spoiled(place) else JUDGED.get(verdict, UNCLEAR)
+        if ratio := place.larger_batches("reference"):
+            sizes = place.rows("reference")["batch_size"]
+            numbers[place.title] = {**asdict(ratio), "least": sizes.min(), "most": sizes.max()}
+            here[place.title] = f"{ratio_text(ratio)} as fast at {sizes.max()} as at {sizes.min()} images"
+            verdicts[place.title] = JUDGED[verdict(ratio)]
     return Claim("Larger batches are faster (512 against 16 images, in its table)", here, verdicts, numbers, NOT_TIMED)
 
 
@@ -149,38 +135,36 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
     numbers: dict[str, object] = {
         "paper": {"settings": len(theirs), "faster": int((theirs > 1).sum()), "most": theirs.max()}
     }
-    best: dict[str, tuple] = {}
-    for place in (place for place in places(runs) if "reference" in place.methods):
+    best: dict[str, tuple[pd.Series, Place]] = {}
+    for place in (place for place in places(runs) if place.best("reference") is not None):
         row, kind = place.best("reference"), place.kind
-        time = row["seconds"] / row["images"]
-        if kind not in best or time < best[kind][0]:
-            best[kind] = (time, row, place)
+        if kind not in best or row["images_per_second"] > best[kind][0]["images_per_second"]:
+            best[kind] = row, place
     if not {"cpu", "cuda"} <= set(best):
         missing = "CUDA" if "cpu" in best else "the CPU"
         return Claim(claim, numbers=numbers, untested=f"not measured on {missing}" if best else NOT_TIMED)
-    (_, cpu, of_cpu), (_, cuda, of_cuda) = best["cpu"], best["cuda"]
+    (cpu, of_cpu), (cuda, of_cuda) = best["cpu"], best["cuda"]
 
     def ratio_of(column: str, by: str) -> float:
         return cpu[column] / cpu["images"] / (cuda[by] / cuda["images"])
 
-    ratio, low, high = ratio_of("seconds", "seconds"), ratio_of("q1", "q3"), ratio_of("q3", "q1")
-    verdict = judged(verdict_of(low, high), cpu, cuda)
-    few = TOO_FEW if verdict == UNJUDGED else ""
-    where, busy = f"{of_cuda.title} against {of_cpu.title}", _busy(of_cuda) or _busy(of_cpu)
-    here = {where: f"{ratio_text(ratio, low, high)} as fast{few}, each at its best of the settings swept{busy}"}
-    numbers[where] = {"ratio": ratio, "low": low, "high": high}
-    return Claim(claim, here, {where: UNCLEAR if busy else JUDGED.get(verdict, UNCLEAR)}, numbers)
+    # Different runs share no rounds: the ends of the two intervals against each other, which is wider than needed
+    rounds = int(min(cpu["rounds"], cuda["rounds"]))
+    ratio = Estimate(ratio_of("seconds", "seconds"), ratio_of("low", "high"), ratio_of("high", "low"), rounds)
+    where = f"{of_cuda.title} against {of_cpu.title}"
+    here = {where: f"{ratio_text(ratio)} as fast, each at its best, by the ends of the intervals"}
+    numbers[where] = asdict(ratio)
+    return Claim(claim, here, {where: JUDGED[verdict(ratio)]}, numbers)
 
 
 def _workers(runs: Sequence[Run]) -> Claim:
-    found = {place: workers_verdict(place) for place in places(runs)}
-    judged = {place: verdict for place, verdict in found.items() if verdict}
-    kinds = {"makes it slower": HOLDS, "helps": FAILS}
-    few = any(verdict is None and len(workers(place)) for place, verdict in found.items())
-    how = f"measured with fewer than {LEAST_REPEATS} repeats" if few else "not measured"
+    found = {place.title: workers_verdict(place) for place in places(runs)}
+    kinds = {"makes it slower": HOLDS, "helps": FAILS, "makes no difference": FAILS, "open": UNCLEAR}
+    told = {"open": "whether raising it matters is open"}
+    judged = {title: each for title, each in found.items() if each}
     return Claim(
         "More num_workers give worse times",
-        {place.title: f"raising it {verdict}{_busy(place)}" for place, verdict in judged.items()},
-        {place.title: UNCLEAR if spoiled(place) else kinds.get(verdict, UNCLEAR) for place, verdict in judged.items()},
-        untested=f"num_workers was {how}" if found else NOT_TIMED,
+        {title: told.get(each, f"raising it {each}") for title, each in judged.items()},
+        {title: kinds[each] for title, each in judged.items()},
+        untested="num_workers was not measured" if found else NOT_TIMED,
     )

@@ -7,17 +7,19 @@ import numpy as np
 import pandas as pd
 
 from .. import paper
+from ..benchmark import PARTS
 from ..comparison import metrics_table
+from ..measure import Estimate, verdict
 from ..pipeline import GRAY_WEIGHTS
 from ..records import Stage
-from ..run import STUDY_TABLES, Run
+from ..run import Run
 from .abstract import answer
 from .claims import claims
-from .places import Place, disturbed, places, spoiled
-from .speed import against, both_paths, effect, from_size, overlaps, waterfall, wins, workers, workers_verdict
+from .places import Place, places
+from .speed import RIVALS, from_size, workers_verdict
 from .studies import growth, quickest_libraries
 
-FORMAT = 1  # of report.json; raised when a name changes its meaning
+FORMAT = 2  # of report.json; raised when a name changes its meaning
 
 
 def report_numbers(runs: Sequence[Run]) -> dict:
@@ -75,14 +77,20 @@ def _run(run: Run) -> dict:
         }
     if run.benchmark:
         found["benchmark"] = run.benchmark.table
+    if run.seeds:
+        of_preset = {preset: _seeds(rows) for preset, rows in run.seeds.table.groupby("preset")}
+        found["seeds"] = {"table": run.seeds.table, "of_preset": of_preset}
     if run.study:
-        study = {name: getattr(run.study, name) for name in STUDY_TABLES}
-        measured = study["sizes"][study["sizes"]["reason"] == ""]
-        methods = {method: rows for method, rows in measured.groupby("method") if len(rows) > 1}
-        found["study"] = study | {
+        sizes = run.study.sizes
+        methods = {method: rows for method, rows in sizes[sizes["reason"] == ""].groupby("method") if len(rows) > 1}
+        found["study"] = {
+            "libraries": run.study.libraries,
+            "sizes": sizes,
             "growth": {method: growth(rows) for method, rows in methods.items()},
-            "of_preset": {preset: _seeds(rows) for preset, rows in study["seeds"].groupby("preset")},
-            "quickest_library": quickest_libraries(study["libraries"]),
+            "quickest_library": {
+                device: {"method": name, **_ratio(ratio)}
+                for device, (name, ratio) in quickest_libraries(run.study.libraries).items()
+            },
         }
     return found
 
@@ -96,34 +104,47 @@ def _seeds(rows: pd.DataFrame) -> dict:
     return {"seeds": len(rows), "no_gradient": int(rows["no_gradient"].sum())} | spread
 
 
+def _ratio(ratio: Estimate | None) -> dict | None:
+    """A ratio of speeds with its interval and what that shows."""
+    return ratio and {**vars(ratio), "precision": ratio.precision, "verdict": verdict(ratio)}
+
+
+def _against(place: Place, method: str, part: str) -> dict:
+    """A method against both ways to run the pipeline."""
+    return {name: _ratio(place.against(method, rival, part)) for rival, name in RIVALS.items()}
+
+
 def _place(place: Place) -> dict:
     """One device of one run's benchmark: the rows that sentences name, and what they conclude."""
-    ratios = both_paths(place)
+    won = {method: place.wins(method) for method in place.methods}
+    methods, parts = ("sequential", "batched", *place.methods, "copy"), ("best", "one thread")
     return {
         "run": place.run.label,
         "device": place.device,
-        "pipeline": {method: place.baseline(method) for method in ("sequential", "batched")},
-        "copy": place.copy,
-        "fastest": {method: place.best(method) for method in place.methods},
-        "other_settings_as_fast": {method: overlaps(place, method) for method in place.methods},
+        "weights": {"origin": place.run.benchmark.origin, "values": place.run.benchmark.weights},
+        "best": {part: {method: place.best(method, part) for method in methods} for part in parts},
+        "other_settings_as_fast": {method: place.as_fast_as_best(method) for method in place.methods},
         "against_pipeline": {
-            method: {rival: against(place, method, rival) for rival in ("sequential", "batched")}
+            part: {method: _against(place, method, part) for method in place.methods} for part in parts
+        },
+        "fast_over_reference": _ratio(place.over_reference()),
+        "wins_from_batch_size": {
+            method: {rival: from_size(table[rival]) for rival in table} for method, table in won.items()
+        },
+        "time_with_over_without": {
+            method: {name: _ratio(place.effect(method, name)) for name in ("shuffle", "drop_last")}
             for method in place.methods
         },
-        "fast_over_reference": {"least": ratios.min(), "median": ratios.median(), "most": ratios.max()},
-        "wins_from_batch_size": {
-            method: {rival: from_size(won) for rival, won in wins(place, method).items()} for method in place.methods
+        "larger_batches": {method: _ratio(place.larger_batches(method)) for method in place.methods},
+        "num_workers": {
+            "verdict": workers_verdict(place),
+            "as_fast_as_none": {count: _ratio(ratio) for count, (_, ratio) in place.workers().items()},
         },
-        "effects": {
-            method: {name: effect(place, method, name) for name in ("shuffle", "drop_last")} for method in place.methods
-        },
-        "num_workers": {"verdict": workers_verdict(place), "rows": workers(place)},
-        "steps": waterfall(place),
-        "rows": len(place.rows),
-        "disturbed_rows": int(disturbed(place.rows).sum()),
-        "spoiled": spoiled(place),
-        "noisy_rows": int(place.rows["noisy"].sum()),
-        "largest_load_average": place.rows["load_average"].max(),
+        "factors": place.factors(),
+        "convolution_over_weighted_sum": _ratio(place.convolution_cost()),
+        "images_that_pay_back_set_up": {name: place.paid_back(rival) for rival, name in RIVALS.items()},
+        "precision": place.precision,
+        "rounds": {part: place.measured.disturbed(part) for part in PARTS},
     }
 
 

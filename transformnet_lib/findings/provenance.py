@@ -6,13 +6,14 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from ..benchmark import BATCH_SIZES, SECONDS
 from ..comparison import spread_indices
+from ..measure import LEAST_ROUNDS, PRECISION
 from ..pipeline import Pipeline
 from ..records import Stage
 from ..run import SHIPPED_SIGN, Run
 from ..sizes import SIZES
 from ..stages import SEEDS
-from ..timing import BATCH_SIZES, REPEATS
 from ..training import PRESETS, TrainConfig
 from .learning import preset_text
 from .text import code, counted, escape, listed
@@ -38,6 +39,13 @@ PARAMETERS = {
     "whiten": "weights moved in decorrelated colours",
     "decay_steps": "steps over which the learning rate falls to 0",
 }
+
+# The machine's facts
+MACHINE = {
+    "device_name": "device", "cpu": "CPU", "cores": "cores", "usable_cores": "cores that may be used",
+    "threads": "threads", "os": "system", "python": "python", "torch": "torch", "torchvision": "torchvision",
+    "cuda": "CUDA",
+}  # fmt: skip
 
 
 def report_date(runs: Sequence[Run]) -> str:
@@ -129,10 +137,12 @@ def training_table(runs: Sequence[Run]) -> pd.DataFrame:
         facts |= {"training images, sha256": images.fingerprint[:16] + "…"}
         tested = [run.stages[name].images for name in ("compare", "benchmark") if name in run.stages]
         facts |= {"test images, sha256": tested[0].fingerprint[:16] + "…"} if tested else {}
-        facts |= {name: getattr(machine, name) for name in ("device_name", "cpu", "cores", "threads", "os")}
+        facts |= {
+            name: getattr(machine, name) for name in ("device_name", "cpu", "cores", "usable_cores", "threads", "os")
+        }
         facts |= {name: getattr(machine, name) for name in ("python", "torch", "torchvision", "cuda")}
         columns[run.label] = facts
-    table = pd.DataFrame(columns).rename(index={"device_name": "device", "cpu": "CPU", "os": "system", "cuda": "CUDA"})
+    table = pd.DataFrame(columns)
     return table.map(_fact).rename_axis("Fact").reset_index()
 
 
@@ -185,6 +195,8 @@ def _stages(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Stage]]:
 
 
 def _asked(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
     if isinstance(value, list) and len(value) > 7:
         return f"{value[0]} … {value[-1]}"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -214,7 +226,7 @@ def _folder(run: Run) -> str:
 
 def run_commands(run: Run) -> list[str]:
     """The command line of each complete stage of a run, with the options that are not the command's defaults."""
-    of_stage = {"train": _train_options, "compare": _compare, "benchmark": _benchmark, "study": _study}
+    of_stage = {"train": _train_options, "compare": _compare, "benchmark": _benchmark, "seeds": _seeds, "study": _study}
     lines = []
     for name, options in of_stage.items():
         if name in run.stages:
@@ -256,16 +268,19 @@ def _compare(run: Run) -> list[str]:
 
 
 def _benchmark(run: Run) -> list[str]:
-    options = {"devices": "device", "batch_sizes": "batch_size", "repeats": "repeats"}
-    defaults = {"batch_sizes": list(BATCH_SIZES), "repeats": REPEATS}
-    return _stage_options(run.benchmark.parameters, options, defaults)
+    limits = {"rounds": LEAST_ROUNDS, "seconds": SECONDS, "precision": PRECISION}
+    options = {"devices": "device", "batch_sizes": "batch_size", **{name: name for name in limits}}
+    return _stage_options(run.benchmark.parameters, options, {"batch_sizes": list(BATCH_SIZES), **limits})
+
+
+def _seeds(run: Run) -> list[str]:
+    seeds = {"seeds": len(run.seeds.parameters["seeds"])}
+    return _stage_options(seeds, {"seeds": "seeds"}, {"seeds": SEEDS})
 
 
 def _study(run: Run) -> list[str]:
-    parameters = run.study.parameters
-    seeds = {"seeds": len(parameters["seeds"])} if isinstance(parameters.get("seeds"), list) else {}
-    defaults = {"seeds": len(SEEDS), "sizes": list(SIZES)}
-    return _stage_options(parameters | seeds, {"seeds": "seeds", "sizes": "size", "repeats": "repeats"}, defaults)
+    options = {"sizes": "size", "rounds": "rounds"}
+    return _stage_options(run.study.parameters, options, {"sizes": list(SIZES), "rounds": LEAST_ROUNDS})
 
 
 def _stage_options(parameters: dict, options: dict[str, str], defaults: dict) -> list[str]:

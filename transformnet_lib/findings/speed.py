@@ -1,32 +1,19 @@
-"""What the benchmarks say: which way is fastest, from which batch size on, what matters, where the speed comes from."""
+"""What the benchmarks say: the fastest method, from which batch size on, what matters, where the speed comes from."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 
 from .. import paper
-from ..timing import METHODS, NOISY_SPREAD
-from .places import SETTING, Place, disturbed, per_image, speedup_at
-from .text import METHOD_NAMES, code, counted, escape, listed, ratio_text, repeats_text, spread_text, times_text
+from ..benchmark import KNOWN, NUM_WORKERS_BATCH_SIZE
+from ..measure import CONFIDENCE, EQUAL, Estimate, verdict
+from .places import Place
+from .text import code, counted, escape, listed, percent, ratio_text, scientific, spread_text, times_text
 
-# A setting "matters" if in at least this share of the pairs the quartile ranges lie apart, on the same side.
-APART_SHARE = 0.75
-SWEEP = "swept over batch size, shuffle and drop_last"  # all that `Place.best` looks at, small sizes are not
-LEAST_REPEATS = 3  # fewer have no spread to judge a difference by
-UNJUDGED = "cannot be judged"  # the verdict on them
-TOO_FEW = " (too few repeats to judge)"
-
-WAYS = {"reference": "the model run the paper's way", "fast": "the model run the fast way"}
-
-# The steps of the waterfall, each with what it changes of the one before
-CHANGES = {
-    "batched": "running the pipeline in batches",
-    "reference": "putting the model in its place, run the paper's way,",
-    "folded": "folding the model",
-    "fast": "the batch loader, with images stored as uint8,",
-}
+SWEEP = "swept over batch size, shuffle and drop_last"  # the paper's table; small batch sizes are not
+INTERVAL = f"the median over the rounds and its {CONFIDENCE:.0%} interval"
+METHODS = {"reference": "the model run the paper's way", "fast": "the model run the fast way"}
+EFFECTS = {"faster": "costs time", "slower": "saves time", "equal": "makes no difference", "open": "stays open"}
 
 
 def setting_text(row: pd.Series) -> str:
@@ -40,339 +27,309 @@ def setting_text(row: pd.Series) -> str:
 
 def baselines(place: Place) -> str:
     """The pipeline's own times on the machine of this place, beside the paper's."""
-    sequential, batched = place.baseline("sequential"), place.baseline("batched")
+    (sequential,) = place.measured.rows("sweep", "sequential", "cpu").to_dict("records") or [None]
+    batched = place.measured.fastest("batched", "cpu")
+    if sequential is None or batched is None:
+        return f"On the machine of {code(place.run.label)} the pipeline itself was not measured."
     machine = place.run.benchmark.environment
-    few = TOO_FEW if too_few(sequential, batched) else ""
+    speedup = place.measured.ratio("sweep", batched["name"], "sequential")
     return (
-        f"On the machine of {code(place.run.label)} ({escape(machine.cpu)}, "
-        f"{counted(machine.threads, 'thread')}) the pipeline "
-        f"takes {spread_text(sequential)} image by image for {sequential['images']:,} images (the paper, on its "
-        f"machine: {paper.SEQUENTIAL_SECONDS} s for {paper.IMAGES:,}), and {spread_text(batched)} in batches of "
-        f"{batched['batch_size']}, {times_text(batched['speedup'])} as fast{few}."
+        f"On the machine of {code(place.run.label)} ({escape(machine.cpu)}, {counted(machine.threads, 'thread')}) the "
+        f"pipeline takes {spread_text(sequential)} image by image for {sequential['images']:,} images (the paper, on "
+        f"its machine: {paper.SEQUENTIAL_SECONDS} s for {paper.IMAGES:,}), and {spread_text(batched)} in batches of "
+        f"{batched['batch_size']}, {ratio_text(speedup)} as fast. Both run on the CPU."
     )
 
 
-def against(place: Place, method: str, rival: str) -> dict:
-    """A way to run the model against the pipeline, both at the sweep's fastest: rival is "sequential" or "batched".
-
-    ratio: how many times as fast it is, by the medians; low and high: by the worse and the better pair of quartiles.
-    verdict: "faster" if even low is above 1, "slower" if even high is below 1, else "no clear difference"; or, from
-    fewer than LEAST_REPEATS repeats, "cannot be judged".
-    """
-    best, other = place.best(method), place.baseline(rival)
-    # Image by image is what each speed-up is over already, and took turns with its row
-    ratio, low, high = (best["speedup"], speedup_at(best, "q3"), speedup_at(best, "q1"))
-    if rival == "batched":
-        ratio, low, high = ratio / other["speedup"], low / speedup_at(other, "q1"), high / speedup_at(other, "q3")
-    return {"ratio": ratio, "low": low, "high": high, "verdict": judged(verdict_of(low, high), best, other)}
-
-
-def too_few(*measured: pd.Series | pd.DataFrame) -> bool:
-    """Whether any of these rows, or rows of tables, has fewer than LEAST_REPEATS repeats."""
-    return any(np.min(each["repeats"]) < LEAST_REPEATS for each in measured)
-
-
-def judged(verdict: str, *measured: pd.Series | pd.DataFrame) -> str:
-    """The verdict on rows that were compared; that there can be none where their repeats are too few."""
-    return UNJUDGED if too_few(*measured) else verdict
-
-
-def verdict_of(low: float, high: float) -> str:
-    """What a ratio of speeds says whose worst and best pair of quartiles give `low` and `high`."""
-    return "faster" if low > 1 else "slower" if high < 1 else "no clear difference"
-
-
-def against_text(found: dict) -> str:
-    """The result of `against` as the beginning of a comparison: "5.37× as fast as"."""
-    if found["verdict"] == UNJUDGED:
-        return f"{times_text(found['ratio'])} as fast{TOO_FEW} as"
-    if found["verdict"] == "no clear difference":
-        spread = ratio_text(found["ratio"], found["low"], found["high"])
-        return f"neither clearly faster nor slower ({spread}) than"
-    if found["ratio"] >= 1:
-        return f"{times_text(found['ratio'])} as fast as"
-    return f"slower ({times_text(1 / found['ratio'])} the time) than"
+def against_text(ratio: Estimate) -> str:
+    """A ratio of speeds as the beginning of a comparison: "5.37× [5.1, 5.6] as fast as"."""
+    return {
+        "equal": f"as fast (within ±{EQUAL:.0%}: {ratio_text(ratio)}) as",
+        "open": f"neither faster nor slower beyond doubt ({ratio_text(ratio)}) than",
+    }.get(verdict(ratio), f"{ratio_text(ratio)} as fast as")
 
 
 def fastest(place: Place, method: str) -> str:
-    """The sweep's fastest setting of a way to run the model, against both ways to run the pipeline."""
-    best, batched, overlapping = place.best(method), place.baseline("batched"), overlaps(place, method)
-    one_by_one, in_batches = (against_text(against(place, method, rival)) for rival in ("sequential", "batched"))
-    others = (
-        f" The quartiles of {counted(overlapping, 'other setting')} overlap with its own, so it is not clearly fastest."
-        if overlapping
-        else ""
-    )
-    if overlapping is None:
-        others = f" With fewer than {LEAST_REPEATS} repeats it is not clearly fastest."
+    """The sweep's fastest setting of a method, measured again, against both ways to run the pipeline."""
+    best, batched = place.best(method), place.best("batched")
+    if best is None:
+        return f"On {place.name}, {METHODS[method]} was not measured again in rounds of its own."
+    others = place.as_fast_as_best(method)
+    overlap = f" {counted(others, 'other setting')} may be as fast." if others else ""
+    rivals = [("image by image", place.against(method, "sequential"))]
+    rivals += [] if batched is None else [(f"in batches of {batched['batch_size']}", place.against(method, "batched"))]
+    told = [f"{against_text(ratio)} the pipeline run {name}" for name, ratio in rivals if ratio]
+    compared = f" That is {listed(told)}, on the CPU." if told else ""
     return (
-        f"On {place.name}, {WAYS[method]} is fastest with {setting_text(best)}, of the "
-        f"{counted(len(place.model_rows(method)), 'setting')} {SWEEP}: {spread_text(best)} for "
-        f"{best['images']:,} images ({repeats_text(best['repeats'])}). That is "
-        f"{one_by_one} the pipeline run image by image on the CPU, and {in_batches} the same "
-        f"pipeline run in batches of {batched['batch_size']} ({spread_text(batched)}).{others}"
+        f"On {place.name}, {METHODS[method]} is fastest with {setting_text(best)}, of the "
+        f"{counted(len(place.rows(method)), 'setting')} {SWEEP}.{overlap} Measured again in rounds of its own, it "
+        f"takes {spread_text(best)} for {best['images']:,} images ({counted(best['rounds'], 'round')}).{compared}"
     )
 
 
-def overlaps(place: Place, method: str) -> int | None:
-    """How many other settings' quartile ranges, in time an image, overlap with the fastest's; None if not judged."""
-    rows, best = place.model_rows(method), place.best(method)
-    if too_few(rows):
-        return None
-    return int((per_image(rows, "q1") <= best["q3"] / best["images"]).sum()) - 1
+def one_thread(place: Place) -> str:
+    """The same comparison with one thread; empty where it was not measured."""
+    parts = []
+    for method in place.methods:
+        ratios = [(name, place.against(method, rival, "one thread")) for rival, name in RIVALS.items()]
+        told = [f"{against_text(ratio)} the pipeline {name}" for name, ratio in ratios if ratio]
+        parts += [f"{METHODS[method]} is {listed(told)}"] if told else []
+    return f"With one thread on {place.name}, {'; '.join(parts)}." if parts else ""
 
 
-def both_paths(place: Place) -> pd.Series:
-    """Seconds of the paper's way ÷ seconds of the fast way, for each setting that has both."""
-    reference, fast = (place.model_rows(method).set_index(SETTING[1:])["seconds"] for method in METHODS)
-    return (reference / fast).dropna()
+RIVALS = {"sequential": "image by image", "batched": "in batches"}
 
 
 def against_reference(place: Place) -> str:
-    """By how much the fast way beats the paper's, over all rows of Table 1 that have both; empty if there are none."""
-    ratios = both_paths(place)
-    if ratios.empty:
+    """By how much the fast method beats the paper's, over all settings that have both; empty if there are none."""
+    ratio = place.over_reference()
+    if ratio is None:
         return ""
     return (
-        f"Over {counted(len(ratios), 'setting')} on {place.name} the fast way is {times_text(ratios.median())} as fast "
-        f"as the paper's way (median; from {times_text(ratios.min())} to {times_text(ratios.max())})."
+        f"Over the settings of the sweep on {place.name} the fast method is {ratio_text(ratio)} as fast as the paper's "
+        "(in each round the median over the settings)."
     )
+
+
+def precision(place: Place) -> str:
+    """How good the times of a place are, and how often the machine did other work."""
+    found = place.measured.disturbed("sweep")
+    again = (
+        f" {counted(found['again'], 'round')} in which other programs took the processor had been measured again."
+        if found["again"]
+        else ""
+    )
+    disturbed = (
+        f" In {found['disturbed']} of them other programs took more than a tenth of the processors' time."
+        if found["disturbed"]
+        else " The system counted no disturbance by other programs in them."
+    )
+    return (
+        f"On {place.name} the sweep took {counted(found['rounds'], 'round')}, and its speed-ups are good to "
+        f"±{percent(place.precision)} (half an interval, the median of the settings).{again}{disturbed}"
+    )
+
+
+def set_up(place: Place) -> str:
+    """What the fast method costs once, and from how many images on that is paid back; empty if not measured."""
+    own = place.best("fast")
+    if own is None:
+        return ""
+    counts = [(place.paid_back(rival), name) for rival, name in RIVALS.items()]
+    told = [
+        f"never against the pipeline {name}"
+        if count == float("inf")
+        else f"after {max(1, round(count)):,} images against the pipeline {name}"
+        for count, name in counts
+        if count is not None
+    ]
+    return (
+        f"Setting up the fast method on {place.name} (folding, the loader, on CUDA pinned memory and graphs) takes "
+        f"{1000 * own['setup_seconds']:.3g} ms once, paid back {listed(told)}."
+    )
+
+
+def other_weights(place: Place) -> str:
+    """Whether other weights, the pipeline's own among them, take another time than those of the model; or empty."""
+    best, parts = place.best("fast"), []
+    if best is None:
+        return ""
+    for weights in dict.fromkeys(place.measured.table.query("part == 'best' and weights != ''")["weights"]):
+        row = place.best_with(weights)
+        if row is not None:
+            ratio = place.measured.ratio("best", row["name"], best["name"])
+            whose = "the pipeline's own, without any training" if weights == KNOWN else f"those of {code(weights)}"
+            parts.append(f"with {whose} it is {against_text(ratio)} with those trained")
+    return f"The fast method's speed does not come from training: {'; '.join(parts)}." if parts else ""
 
 
 # From which batch size on
 
 
-def wins(place: Place, method: str) -> dict[str, pd.Series | None]:
-    """At which batch sizes a way to run the model beats the pipeline: "image by image" and "in batches" → bool a size.
-
-    Beyond the spread: the slower quartile of the slowest shuffle and drop_last against the pipeline's faster one. None
-    for both where the repeats are too few.
-    """
-    rows = place.rows[(place.rows["method"] == method) & (place.rows["num_workers"] == 0)]
-    slowest = speedup_at(rows, "q3").groupby(rows["batch_size"]).min()
-    batched = place.table[(place.table["method"] == "batched") & (place.table["reason"] == "")].set_index("batch_size")
-    if too_few(rows, batched):
-        return dict.fromkeys(("image by image", "in batches"))
-    return {
-        "image by image": slowest > 1,
-        "in batches": slowest > speedup_at(batched, "q1").reindex(slowest.index),
-    }
-
-
-def from_size(won: pd.Series | None) -> int | None:
-    """The batch size from which on `won` (a bool a size, ascending) is true to the end; None if its last is not."""
-    if won is None:
-        return None
-    from_here_on = won[::-1].cummin()[::-1]
-    return int(from_here_on.idxmax()) if from_here_on.any() else None
-
-
 def wins_from(place: Place, method: str) -> str:
-    """From which batch size on a way to run the model beats the pipeline, run image by image and run in batches."""
-    parts = []
-    for rival, won in wins(place, method).items():
-        if won is None:
-            return (
-                f"On {place.name}, from which batch size on {WAYS[method]} beats the pipeline {UNJUDGED} from fewer "
-                f"than {LEAST_REPEATS} repeats."
-            )
-        name = "run image by image" if rival == "image by image" else "run in batches of the same size"
-        if won.all():
+    """From which batch size on a method beats the pipeline, run image by image and run in batches."""
+    won, parts = place.wins(method), []
+    names = {"image by image": "run image by image", "in batches": "run in batches of the same size"}
+    for rival, name in names.items():
+        sizes = won.index[won[rival].astype(bool)]
+        if won[rival].all():
             parts.append(f"beats the pipeline {name} at every batch size measured, {won.index[0]} included")
-        elif size := from_size(won):
+        elif size := from_size(won[rival]):
             parts.append(f"beats the pipeline {name} from batch size {size} on")
-        elif won.any():
-            parts.append(f"beats the pipeline {name} only at batch sizes {listed(list(map(str, won[won].index)))}")
+        elif len(sizes):
+            parts.append(f"beats the pipeline {name} only at batch sizes {listed(list(map(str, sizes)))}")
         else:
             parts.append(f"does not beat the pipeline {name} at any batch size measured")
-    return (
-        f"On {place.name}, {WAYS[method]}, at its slowest shuffle and drop_last and beyond the quartiles, {parts[0]}, "
-        f"and it {parts[1]}."
-    )
+    return f"On {place.name}, {METHODS[method]}, with any shuffle and drop_last, {parts[0]}, and it {parts[1]}."
+
+
+def from_size(won: pd.Series) -> int | None:
+    """The batch size from which on `won` (a bool per size, ascending) is true to the end; None if its last is not."""
+    from_here_on = won.astype(bool)[::-1].cummin()[::-1]
+    return int(from_here_on.idxmax()) if from_here_on.any() else None
 
 
 # Shuffle, drop_last, workers
 
 
-def effect(place: Place, method: str, name: str) -> dict | None:
-    """What `shuffle` or `drop_last` changes, over all pairs of settings that differ in it alone; None without pairs.
-
-    ratio, least, most: median and range of the time an image with it ÷ without. slower, quicker: in how many of the
-    pairs the quartile ranges lie apart on that side. verdict: "costs time", "saves time", "makes no clear difference",
-    or, from fewer than LEAST_REPEATS repeats, "cannot be judged".
-    """
-    rows = place.model_rows(method).copy()
-    for column in ("seconds", "q1", "q3"):
-        rows[column] = per_image(rows, column)
-    others = [column for column in ("batch_size", "shuffle", "drop_last") if column != name]
-    pairs = rows[rows[name]].merge(rows[~rows[name]], on=others, suffixes=("_on", "_off"))
-    if pairs.empty:
-        return None
-    ratio = pairs["seconds_on"] / pairs["seconds_off"]
-    slower = int((pairs["q1_on"] > pairs["q3_off"]).sum())
-    quicker = int((pairs["q3_on"] < pairs["q1_off"]).sum())
-    needed = APART_SHARE * len(pairs)
-    verdict = "costs time" if slower >= needed else "saves time" if quicker >= needed else "makes no clear difference"
-    return {
-        "pairs": len(pairs),
-        "ratio": ratio.median(),
-        "least": ratio.min(),
-        "most": ratio.max(),
-        "slower": slower,
-        "quicker": quicker,
-        "verdict": judged(verdict, rows),
-    }
-
-
 def effects_table(places: Sequence[Place]) -> pd.DataFrame:
-    """One row a place, way and setting: what shuffle and drop_last change."""
+    """One row per place, method and setting: what shuffle and drop_last change."""
     rows = []
     for place in places:
         for method in place.methods:
             for name in ("shuffle", "drop_last"):
-                if found := effect(place, method, name):
+                if ratio := place.effect(method, name):
                     rows.append(
                         {
                             "Run": place.run.label,
                             "device": place.device,
                             "method": "the paper's" if method == "reference" else "fast",
                             "setting": name,
-                            "time with ÷ without": f"{found['ratio']:.2f} [{found['least']:.2f}, {found['most']:.2f}]",
-                            "slower": f"{found['slower']} of {found['pairs']}",
-                            "quicker": f"{found['quicker']} of {found['pairs']}",
-                            "verdict": found["verdict"],
+                            "time with ÷ without": f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+                            "rounds": str(ratio.n),
+                            "verdict": EFFECTS[verdict(ratio)],
                         }
                     )
     return pd.DataFrame(rows)
 
 
 def effects(place: Place) -> str:
-    """Whether shuffle and drop_last matter beyond the repeats' spread, for each way to run the model."""
+    """Whether shuffle and drop_last matter, for each method."""
     sentences = []
     for name in ("shuffle", "drop_last"):
         of_verdict: dict[str, list[str]] = {}
         for method in place.methods:
-            if found := effect(place, method, name):
-                of_verdict.setdefault(found["verdict"], []).append(f"{found['ratio']:.2f} times for {WAYS[method]}")
-        told = "; ".join(f"{verdict} (the time is {listed(ways)})" for verdict, ways in of_verdict.items())
+            if ratio := place.effect(method, name):
+                text = f"{ratio.median:.2f} times [{ratio.low:.2f}, {ratio.high:.2f}] for {METHODS[method]}"
+                of_verdict.setdefault(EFFECTS[verdict(ratio)], []).append(text)
+        told = "; ".join(f"{word} (the time is {listed(texts)})" for word, texts in of_verdict.items())
         sentences.append(f"On {place.name}, {code(name)} {told or 'was not measured both with and without it'}.")
     return " ".join(sentences)
 
 
-def workers(place: Place) -> pd.DataFrame:
-    """The small sweep of num_workers, the row without workers first; empty unless both were measured."""
-    rows = place.rows
-    sweep = rows[(rows["method"] == "reference") & ~rows["shuffle"] & ~rows["drop_last"]]
-    more = sweep[sweep["num_workers"] > 0]
-    none = sweep[(sweep["num_workers"] == 0) & sweep["batch_size"].isin(more["batch_size"])]
-    return pd.DataFrame() if more.empty or none.empty else pd.concat([none.head(1), more])
-
-
 def workers_verdict(place: Place) -> str | None:
-    """Whether raising num_workers "helps", "makes it slower" or "makes no clear difference"; None if not judged."""
-    sweep = workers(place)
-    if sweep.empty or too_few(sweep):
+    """Whether raising num_workers "helps", "makes it slower", "makes no difference" or is "open"; None: unmeasured."""
+    verdicts = {verdict(ratio) for _, ratio in place.workers().values()}
+    if not verdicts:
         return None
-    none, more = sweep.iloc[0], sweep.iloc[1:]
-    if (more["q1"] > none["q3"]).all():
-        return "makes it slower"
-    return "helps" if (more["q3"] < none["q1"]).any() else "makes no clear difference"
+    if "faster" in verdicts:
+        return "helps"
+    return (
+        {"slower": "makes it slower", "equal": "makes no difference"}.get(verdicts.pop(), "open")
+        if len(verdicts) == 1
+        else "open"
+    )
 
 
 def workers_effect(place: Place) -> str:
-    """Whether loader processes help, from the small sweep of num_workers."""
-    sweep, verdict = workers(place), workers_verdict(place)
-    if sweep.empty:
+    """Whether loader processes help."""
+    found = place.workers()
+    if not found:
         return f"On {place.name}, `num_workers` of 0 and above were not both measured."
-    if verdict is None:
-        return f"On {place.name}, `num_workers` could not be judged from fewer than {LEAST_REPEATS} repeats."
-    none, more = sweep.iloc[0], sweep.iloc[1:]
-    told = {"makes it slower": ", as the paper remarks", "helps": ", against the paper's remark"}.get(verdict, "")
-    times = listed([f"{spread_text(row)} with {row['num_workers']}" for _, row in more.iterrows()])
+    told = {
+        "makes it slower": "raising `num_workers` makes it slower, as the paper remarks",
+        "helps": "raising `num_workers` helps, against the paper's remark",
+        "makes no difference": "raising `num_workers` makes no difference",
+        "open": "whether raising `num_workers` helps stays open",
+    }[workers_verdict(place)]
+    (none,) = place.rows("reference", "workers").query("num_workers == 0").to_dict("records")
+    times = [
+        f"with {count} ({spread_text(row)}) it is {against_text(ratio)} that" for count, (row, ratio) in found.items()
+    ]
     return (
-        f"On {place.name}, raising `num_workers` {verdict}{told}: at batch size {none['batch_size']} a pass takes "
-        f"{spread_text(none)} with 0 workers, {times}. Starting the processes is part of a pass."
+        f"On {place.name}, {told}: at batch size {NUM_WORKERS_BATCH_SIZE} a pass without any takes "
+        f"{spread_text(none)}; {listed(times)}. Starting the processes is part of a pass."
     )
 
 
 # Where the speed comes from
 
+LEVEL_NAMES = {
+    "pipeline": "the pipeline", "eager": "the model as it was trained", "folded": "the folded model",
+    "rows": "rows fetched one by one", "batches": "whole batches", "float32": "images stored as float32",
+    "uint8": "images stored as uint8",
+}  # fmt: skip
 
-def waterfall(place: Place) -> pd.DataFrame:
-    """The steps from the pipeline image by image to the fast way, at the largest batch size that has them all.
 
-    In order, without drop_last. Columns: method, name, batch_size, speedup (over image by image), factor (the speed-up
-    over that of the step before) with low and high, the factor by the worse and the better pair of quartiles, and
-    verdict, as of `against`. Empty if a step is missing.
-    """
-    table = place.table
-    rows = table[(table["reason"] == "") & (table["num_workers"] == 0) & ~table["shuffle"] & ~table["drop_last"]]
-    sequential = rows[rows["method"] == "sequential"]
-    rows = rows[(rows["method"] == "batched") | (rows["device"] == place.device)]
-    sizes = [set(rows.loc[rows["method"] == method, "batch_size"]) for method in CHANGES]
-    common = set.intersection(*sizes)
-    if not common or sequential.empty:
-        return pd.DataFrame()
-    size = max(common)
-    steps = [sequential.iloc[0]]
-    for method in CHANGES:
-        steps.append(rows[(rows["method"] == method) & (rows["batch_size"] == size)].iloc[0])
-    found = pd.DataFrame(steps).reset_index(drop=True)
-    found["batch_size"] = size
-    found["name"] = found["method"].map(METHOD_NAMES | {"fast": "folded model, fast loader"})
-    worst, best = speedup_at(found, "q3"), speedup_at(found, "q1")
-    found["factor"] = found["speedup"] / found["speedup"].shift()
-    found["low"], found["high"] = worst / best.shift(), best / worst.shift()
-    rows = [row for _, row in found.iterrows()]
-    found["verdict"] = [
-        None,
-        *(judged(verdict_of(now["low"], now["high"]), before, now) for before, now in pairwise(rows)),
-    ]
-    return found[["method", "name", "batch_size", "speedup", "factor", "low", "high", "verdict"]]
+def factors_table(place: Place) -> pd.DataFrame:
+    """The main effects, a row each."""
+    return pd.DataFrame(
+        [
+            {
+                "Change": f"{LEVEL_NAMES[row.before]} → {LEVEL_NAMES[row.after]}",
+                "as fast": f"{times_text(row.ratio)} [{row.low:.3g}, {row.high:.3g}]",
+                "verdict": row.verdict,
+            }
+            for row in place.factors().itertuples()
+        ]
+    )
 
 
 def contributions(place: Place) -> str:
-    """What batching, the model, folding and the loader each contribute to the speed; empty if a step is missing."""
-    steps = waterfall(place)
-    if steps.empty:
+    """What network, loader and storage each contribute to the speed, and why the model as such is slow; or empty."""
+    table = place.factors()
+    if table.empty:
         return ""
-    parts = []
-    for step in steps.iloc[1:].itertuples():
-        verdict = {"faster": "speeds up", "slower": "slows down"}.get(step.verdict, "makes no clear difference")
-        verdict = f"{UNJUDGED} from so few repeats" if step.verdict == UNJUDGED else verdict
-        parts.append(f"{CHANGES[step.method]} {verdict}: {ratio_text(step.factor, step.low, step.high)}")
-    bound = place.copy
-    bracket = " (the bracket has the ratio of the quartiles, at worst and at best)" if "[" in "".join(parts) else ""
-    limit = (
-        ""
-        if bound is None
-        else f" Moving the same images once, with no work at all, would be {times_text(bound['speedup'])} "
-        f"({spread_text(bound)})."
-    )
-    return (
-        f"On {place.name}, at batch size {steps['batch_size'].iloc[0]} and in order, each step against the one before"
-        f"{bracket}: {'; '.join(parts)}. Together "
-        f"{times_text(steps['speedup'].iloc[-1])}.{limit} Learning as such adds nothing: any weights take "
-        "the same sums, but for the clamp, which the folded model leaves out where no output could be clipped."
-    )
-
-
-def noise(place: Place) -> str:
-    """How many rows of a place are disturbed."""
-    rows = place.rows
-    noisy, count = int(rows["noisy"].sum()), int(disturbed(rows).sum())
-    load = rows["load_average"].max()
-    heavy = f" The load average was up to {load:.1f}." if pd.notna(load) else ""
-    if not count:
-        return f"None of {counted(len(rows), 'row')} on {place.name} is disturbed.{heavy}"
-    why = [
-        f"in {noisy} the quartiles lie farther apart than {NOISY_SPREAD:.0%} of the median" if noisy else "",
-        f"{count - noisy} {'was' if count - noisy == 1 else 'were'} measured while the pipeline itself was slower or "
-        "faster than at most times"
-        if count > noisy
-        else "",
+    parts = [
+        f"{LEVEL_NAMES[row.after]} in place of {LEVEL_NAMES[row.before]} {times_text(row.ratio)} [{row.low:.3g}, "
+        f"{row.high:.3g}]"
+        for row in table.itertuples()
     ]
+    bound = place.best("copy")
+    limit = ""
+    if bound is not None:
+        limit = f" Moving the same bytes once, with no work at all, takes {spread_text(bound)}."
     return (
-        f"{count} of {counted(len(rows), 'row')} on {place.name} {'is' if count == 1 else 'are'} disturbed: "
-        f"{listed(list(filter(None, why)))}.{heavy}"
+        f"On {place.name}, in batches of {place.step('resize')['batch_size']}, in order, as a factor of speed and all "
+        f"else equal: {'; '.join(parts)}.{limit}{_why_slow(place)}"
     )
+
+
+def _why_slow(place: Place) -> str:
+    """Why the model as it was trained is slower than the pipeline, where its convolution is the reason; else empty."""
+    cost = place.convolution_cost()
+    if cost is None or verdict(cost) != "faster":
+        return ""
+    slow, quick = (1e6 / place.step(name)["images_per_second"] for name in ("convolution", "grayscale"))
+    return (
+        f" The model as it was trained does the pipeline's steps, but for one: its 1×1 convolution takes {slow:.2g} µs "
+        f"per image where the pipeline's weighted sum of three channels takes {quick:.2g}, {ratio_text(cost)} the time."
+    )
+
+
+def cells(place: Place) -> pd.DataFrame:
+    """The speed-up over image by image of each combination of network, loader and storage, and of the known weights.
+
+    Columns: name, speedup, low, high; in the order of the speed-ups.
+    """
+    table = place.measured.table
+    rows = table[(table["part"] == "factors") & (table["device"] == place.device) & (table["reason"] == "")]
+    found = []
+    for row in rows.to_dict("records"):
+        network, _, rest = row["method"].partition("-")
+        if not rest and row["method"] not in CUDA_STEPS:
+            continue
+        name = CUDA_STEPS.get(row["method"]) or f"{SHORT[network]}, {SHORT_LOADERS[rest]}"
+        name += ", known weights" * (row["weights"] == KNOWN)
+        found.append({"name": name, "speedup": row["speedup"], "low": row["speedup_low"], "high": row["speedup_high"]})
+    return pd.DataFrame(found, columns=["name", "speedup", "low", "high"]).sort_values("speedup", ignore_index=True)
+
+
+SHORT = {"pipeline": "pipeline", "eager": "model", "folded": "folded"}
+SHORT_LOADERS = {
+    "batches-float32": "batches, float32", "batches-uint8": "batches, uint8", "rows-float32": "rows, float32",
+    "rows-uint8": "rows, uint8",
+}  # fmt: skip
+CUDA_STEPS = {
+    "graph": "folded, CUDA graph",
+    "pinned": "folded, graph, pinned",
+    "fast": "folded, graph, pinned, overlapped",
+}
+
+
+def accuracy(place: Place) -> str:
+    """Which weights were timed, and how exact they are."""
+    best, origin = place.best("fast"), place.run.benchmark.origin
+    whose = "as they were trained" if origin == "training" else "of the least-squares optimum of its training images"
+    mse = "" if best is None else f": their MSE on the images timed is {scientific(best['mse'])}"
+    return f"The weights timed are those of {code(place.run.label)}, {whose}{mse}."

@@ -3,15 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from ..timing import NOISY_SPREAD, is_noisy
-from .speed import against_text, judged, verdict_of
-from .text import METHOD_NAMES, code, counted, device_text, escape, listed, scientific, spread_text, times_text
+from ..measure import Estimate
+from .speed import against_text
+from .text import METHOD_NAMES, code, counted, device_text, escape, listed, ratio_text, scientific, spread_text
 
-STAR = f"a star marks times whose quartiles lie farther apart than {NOISY_SPREAD:.0%} of the median"
-
-
-def _time_text(row: pd.Series) -> str:
-    return spread_text(row) + "*" * is_noisy(row)
+FAST = "TransformNet, fast"  # as libraries.py names it
 
 
 def seeds_table(seeds: pd.DataFrame) -> pd.DataFrame:
@@ -62,10 +58,13 @@ def libraries_table(peers: pd.DataFrame) -> pd.DataFrame:
     measured = peers[peers["reason"] == ""]
     shown = pd.DataFrame(
         {
-            "Way": measured["method"],
+            "Method": measured["method"],
             "device": measured["device"],
-            "time": [_time_text(row) for _, row in measured.iterrows()],
-            "speed-up": measured["speedup"].map(times_text),
+            "time": [spread_text(row) for _, row in measured.iterrows()],
+            "speed-up": [
+                ratio_text(Estimate(*row[["speedup", "speedup_low", "speedup_high"]], row["rounds"]))
+                for _, row in measured.iterrows()
+            ],
             "largest difference (of 255)": [
                 "–" if pd.isna(value) else f"{value:.1f}" if value >= 0.05 else "0.0"
                 for value in measured["max_difference"]
@@ -75,34 +74,36 @@ def libraries_table(peers: pd.DataFrame) -> pd.DataFrame:
     return shown.reset_index(drop=True)
 
 
-def quickest_libraries(peers: pd.DataFrame) -> dict[str, dict]:
-    """On each device the quickest of the others' ways, and how many times as fast the model run the fast way is."""
+def quickest_libraries(peers: pd.DataFrame) -> dict[str, tuple[str, Estimate]]:
+    """On each device the quickest of the other libraries, and how many times as fast as it the fast method is.
+
+    By the speed-ups of both over the same passes in the same rounds, end against end of their intervals.
+    """
     found = {}
     for device, rows in peers[peers["reason"] == ""].groupby("device", sort=False):
-        ours = rows[rows["method"].str.startswith("TransformNet, the fast")]
+        ours = rows[rows["method"] == FAST]
         others = rows[rows["max_difference"].notna() & ~rows["method"].str.startswith("TransformNet")]
         if len(ours) and len(others):
             best, own = others.loc[others["seconds"].idxmin()], ours.iloc[0]
-            low, high = best["q1"] / own["q3"], best["q3"] / own["q1"]
-            found[device] = {
-                "method": best["method"],
-                "ratio": best["seconds"] / own["seconds"],
-                "low": low,
-                "high": high,
-                "verdict": judged(verdict_of(low, high), best, own),
-            }
+            median, low, high = (
+                own[mine] / best[theirs]
+                for mine, theirs in (
+                    ("speedup", "speedup"), ("speedup_low", "speedup_high"), ("speedup_high", "speedup_low")
+                )
+            )  # fmt: skip
+            found[device] = best["method"], Estimate(median, low, high, int(own["rounds"]))
     return found
 
 
 def libraries_text(peers: pd.DataFrame) -> str:
     """How the fast way stands among the peers, those of equal results apart; and what could not be measured."""
     sentences = []
-    for device, best in quickest_libraries(peers).items():
+    for device, (name, ratio) in quickest_libraries(peers).items():
         rows = peers[(peers["reason"] == "") & (peers["device"] == device)]
-        own = rows.loc[rows["method"].str.startswith("TransformNet, the fast"), "max_difference"].iloc[0]
+        own = rows.loc[rows["method"] == FAST, "max_difference"].iloc[0]
         others = rows[rows["max_difference"].notna() & ~rows["method"].str.startswith("TransformNet")]
-        rival = f"the quickest of the others, {escape(best['method'])}"
-        sentences.append(f"On {device_text(device)}, the model run the fast way is {against_text(best)} {rival}.")
+        rival = f"the quickest of the others, {escape(name)}"
+        sentences.append(f"On {device_text(device)}, the model run the fast way is {against_text(ratio)} {rival}.")
         if own > 1:
             sentences.append(
                 f"Its pictures differ by up to {own:.1f} grey levels, since its weights are what this run learned."
@@ -129,9 +130,9 @@ def sizes_table(sizes: pd.DataFrame) -> pd.DataFrame:
         last = of_method.iloc[-1]
         rows.append(
             {
-                "Way": METHOD_NAMES[method],
+                "Method": METHOD_NAMES[method],
                 "images": f"{last['images']:,}",
-                "time": _time_text(last),
+                "time": spread_text(last),
                 "µs an image": f"{1e6 * last['seconds'] / last['images']:.3g}",
                 "time grows as images to the power": f"{growth(of_method):.2f}" if len(of_method) > 1 else "–",
             }

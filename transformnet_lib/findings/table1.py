@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from .. import paper
+from ..benchmark import SWEPT
+from ..measure import CONFIDENCE
 from ..run import SHIPPED_SIGN, Run
-from ..timing import METHODS, NOISY_SPREAD
-from .places import SETTING, Place, disturbed, places, swept_rows
+from .places import SETTING, Place, places, swept_rows
 from .text import YES_NO, code, counted, decimals, escape, listed
 
 
@@ -35,9 +36,9 @@ TABLE1_COLUMNS = [
 def table1(group: Sequence[Place]) -> pd.DataFrame:
     """Table 1 for the kinds of device in `group`: the paper's settings with its times and those measured.
 
-    Two header rows. Times are milliseconds of a pass, median and quartiles; "×" is the speed-up over the pipeline image
-    by image, "Ratio" the paper's way's time over the fast one's, "Images" those of a pass here. A star marks a
-    disturbed row, a dagger a time that a shipped run brought from another machine. Without any place all 48 settings
+    Two header rows. Times are milliseconds of a pass, median and interval; "×" is the speed-up over the pipeline image
+    by image, "Ratio" the paper's way's time over the fast one's, "Images" those of a pass here. A dagger marks a time
+    that a shipped run brought from another machine. Without any place all 48 settings
     stand, with the paper's columns alone.
     """
     published = paper.table1()
@@ -45,7 +46,8 @@ def table1(group: Sequence[Place]) -> pd.DataFrame:
         kinds = [place.kind for place in group]
         published = published[published["device"].isin(kinds)]
         published = published.sort_values("device", key=lambda devices: devices.map(kinds.index), kind="stable")
-    measured = {place.kind: _measured(place) for place in group}
+    of_kind = {place.kind: place for place in group}
+    measured = {kind: _measured(place) for kind, place in of_kind.items()}
     rows = []
     for setting in published.itertuples():
         processed = paper.IMAGES - setting.drop_last * (paper.IMAGES % setting.batch_size)
@@ -54,11 +56,14 @@ def table1(group: Sequence[Place]) -> pd.DataFrame:
         row += [f"{setting.seconds * 1000:.1f}", f"{speedup:.1f}"]
         found = [
             measured.get(setting.device, {}).get((method, setting.batch_size, setting.shuffle, setting.drop_last))
-            for method in METHODS
+            for method in SWEPT
         ]
         for measured_row in found:
             row += [measured_row["text"], f"{measured_row['speedup']:.1f}"] if measured_row else ["–", "–"]
-        row.append(f"{found[0]['seconds'] / found[1]['seconds']:.1f}" if all(found) else "–")
+        ratio = (
+            of_kind[setting.device].measured.ratio("sweep", found[1]["name"], found[0]["name"]) if all(found) else None
+        )
+        row.append(f"{ratio.median:.1f}" if ratio else "–")
         row.append(next((f"{each['images']:,}" for each in found if each), "–"))
         rows.append(row)
     return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(TABLE1_COLUMNS))
@@ -66,16 +71,13 @@ def table1(group: Sequence[Place]) -> pd.DataFrame:
 
 def _measured(place: Place) -> dict[tuple, dict]:
     """The rows of Table 1 that a place has, by method and setting, each with its time as `text`."""
-    rows = pd.concat([place.model_rows(method) for method in METHODS])
-    star, dagger = disturbed(place.rows), SHIPPED_SIGN if place.run.shipped else ""
-    found = {}
-    for index, row in rows.iterrows():
-        median, q1, q3 = (row[name] * 1000 for name in ("seconds", "q1", "q3"))
+    rows, dagger, found = pd.concat([place.rows(method) for method in SWEPT]), SHIPPED_SIGN * place.run.shipped, {}
+    for row in rows.to_dict("records"):
+        median, low, high = (row[name] * 1000 for name in ("seconds", "low", "high"))
         digits = decimals(median)
-        quartiles = "" if row["repeats"] == 1 else f" [{q1:.{digits}f}, {q3:.{digits}f}]"
-        text = f"{median:.{digits}f}{quartiles}{'*' if star[index] else ''}{dagger}"
-        key = (row["method"], row["batch_size"], row["shuffle"], row["drop_last"])
-        found[key] = {"text": text, **row[["seconds", "speedup", "images"]]}
+        text = f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]{dagger}"
+        key = tuple(row[name] for name in ("method", "batch_size", "shuffle", "drop_last"))
+        found[key] = {"text": text} | {name: row[name] for name in ("name", "speedup", "images")}
     return found
 
 
@@ -83,15 +85,12 @@ def table1_caption(group: Sequence[Place], runs: Sequence[Run]) -> str:
     """What the columns of this Table 1 are; `runs` are named where no place is there that could be."""
     own = [run for run in runs if any(run is place.run for place in group)] or runs
     labels = listed([code(label) for label in dict.fromkeys(place.run.label for place in group)]) if group else "no run"
-    single = bool(group) and all((place.rows["repeats"] == 1).all() for place in group)
-    times = "single times" if single else "median and quartiles"
     return (
         "The paper's settings: its times, single measurements on its machine, and those measured here "
-        f"({labels}) as {times}, the model run the paper's way (reference) and the fast way. × is the "
-        "speed-up over the same machine's pipeline run image by image; ratio, the reference's time over the fast "
-        "one's; images, those of a pass here. "
-        f"A star marks disturbed rows: quartiles farther apart than {NOISY_SPREAD:.0%} of the median, or measured "
-        f"while the pipeline itself was {NOISY_SPREAD:.0%} slower or faster than at most times. " + not_measured(own)
+        f"({labels}) as medians over the rounds with their {CONFIDENCE:.0%} intervals, the model run the paper's way "
+        "(reference) and the fast way. × is the speed-up over the same machine's pipeline run image by image, in the "
+        "same rounds; ratio, the reference's time over the fast one's; images, those of a pass here. "
+        + not_measured(own)
     ).strip()
 
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..errors import one_line
+from ..measure import Estimate
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 METHOD_NAMES = {  # a row's method, as tables and figures name it
     "sequential": "pipeline, image by image",
     "batched": "pipeline, in batches",
-    "reference": "model, the paper's way",
-    "folded": "folded model",
-    "fast": "model, the fast way",
+    "reference": "model, the paper's method",
+    "fast": "model, the fast method",
 }
 YES_NO = {True: "yes", False: "no"}
 
@@ -29,25 +29,15 @@ def seconds_text(seconds: float) -> str:
 
 
 def spread_text(row: Mapping[str, float]) -> str:
-    """A time's median with its quartiles, all with the median's unit and decimals; a single time alone.
+    """A time's median with its interval, all with the median's unit and decimals.
 
-    >>> spread_text({"seconds": 0.01309, "q1": 0.013, "q3": 0.01821})
+    >>> spread_text({"seconds": 0.01309, "low": 0.013, "high": 0.01821})
     '13.1 ms [13.0, 18.2]'
     """
     unit, scale = ("ms", 1000) if row["seconds"] < 1 else ("s", 1)
-    median, q1, q3 = (row[name] * scale for name in ("seconds", "q1", "q3"))
+    median, low, high = (row[name] * scale for name in ("seconds", "low", "high"))
     digits = decimals(median)
-    quartiles = "" if row.get("repeats") == 1 else f" [{q1:.{digits}f}, {q3:.{digits}f}]"
-    return f"{median:.{digits}f} {unit}{quartiles}"
-
-
-def repeats_text(repeats: int) -> str:
-    """What a time of so many repeats is.
-
-    >>> repeats_text(1), repeats_text(5)
-    ('a single time', 'the median and quartiles of 5 repeats')
-    """
-    return "a single time" if repeats == 1 else f"the median and quartiles of {repeats} repeats"
+    return f"{median:.{digits}f} {unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def decimals(value: float) -> int:
@@ -64,13 +54,22 @@ def times_text(factor: float) -> str:
     return f"{factor:.3g}×" if factor >= 0.1 else f"{factor:.2g}×"
 
 
-def ratio_text(ratio: float, low: float, high: float) -> str:
-    """A ratio with those of the quartiles at worst and at best, which single times have not.
+def ratio_text(ratio: Estimate) -> str:
+    """A ratio with its interval.
 
-    >>> ratio_text(5.61, 5.4, 5.9), ratio_text(5.61, 5.61, 5.61)
-    ('5.61× [5.4, 5.9]', '5.61×')
+    >>> ratio_text(Estimate(5.61, 5.4, 5.9, 9))
+    '5.61× [5.4, 5.9]'
     """
-    return times_text(ratio) + ("" if low == high else f" [{low:.3g}, {high:.3g}]")
+    return f"{times_text(ratio.median)} [{ratio.low:.3g}, {ratio.high:.3g}]"
+
+
+def percent(part: float) -> str:
+    """A part of a whole, with two significant digits below 10 %.
+
+    >>> percent(0.0312), percent(0.18)
+    ('3.1 %', '18 %')
+    """
+    return f"{100 * part:.{1 if part < 0.1 else 0}f} %"
 
 
 def scientific(value: float, digits: int = 2) -> str:

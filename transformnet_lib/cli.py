@@ -143,14 +143,20 @@ def benchmark(
     rounds: Rounds = None,
     seconds: Seconds = None,
     precision: Precision = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option(parser=folder, help="A run whose weights are timed too; repeatable.")
+    ] = None,
     data: RunData = None,
     data_path: RunDataPath = None,
     force: Force = False,
 ) -> None:
     """Time a trained run's model against the pipeline, image by image and in batches."""
+    from .run import read_run
+
+    others = [read_run(run, stages=["train"]) for run in beside or []]
     options = given(
         devices=device, batch_sizes=batch_size, rounds=rounds, seconds=seconds, precision=precision, data=data,
-        data_path=data_path,
+        data_path=data_path, other_weights={other.label: list(other.train.weights) for other in others} or None,
     )  # fmt: skip
     run_stage("benchmark", run_dir, full_sweep() | options | {"force": force})
 

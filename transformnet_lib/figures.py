@@ -19,6 +19,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from PIL import Image
 from torch import Tensor
 
+from .findings.text import times_text
+
 TEXT_WIDTH = 6.3  # inches, 160 mm
 
 # Okabe and Ito, "Color Universal Design" (2008), https://jfly.uni-koeln.de/color/; yellow left out: too pale on white
@@ -257,10 +259,10 @@ def speedup_bars(ax: Axes, cells: pd.DataFrame, *, copy: float | None, title: st
     spread = [cells["speedup"] - cells["low"], cells["high"] - cells["speedup"]]
     ax.errorbar(cells["speedup"], rows, xerr=spread, linestyle="none", color="black", linewidth=1, capsize=2)
     for row, cell in enumerate(cells.itertuples()):
-        ax.text(cell.high * 1.08, row, f"{cell.speedup:.3g}×", va="center", fontsize=8)
+        ax.text(cell.high * 1.08, row, times_text(cell.speedup), va="center", fontsize=8)
     if copy is not None:
         ax.axvline(copy, color="#555555", linestyle=":", linewidth=1.4)
-        ax.text(copy, -0.9, f"copy {copy:.3g}× ", ha="right", va="center", fontsize=8, color="#555555")
+        ax.text(copy, -0.9, f"copy {times_text(copy)} ", ha="right", va="center", fontsize=8, color="#555555")
     ax.axvline(1, color="#555555", linestyle="--", linewidth=1.2)
     ax.set_xscale("log")
     ax.set_xlim(0.5, 3 * max(cells["high"].max(), copy or 1))

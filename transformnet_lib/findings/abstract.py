@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from ..measure import verdict
 from ..methods import MAX_MSE
@@ -12,7 +13,7 @@ from .learning import preset_text
 from .places import Place, places
 from .speed import LEVEL_NAMES, RIVALS, SWEEP, against_text
 from .table1 import not_measured
-from .text import code, counted, escape, listed, percent, ratio_text, scientific, spread_text, times_text
+from .text import code, counted, escape, listed, percent, ratio_text, scientific, times_text
 
 SHORT = {"reference": "the paper's way", "fast": "the fast way"}  # to run the model
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
@@ -94,26 +95,30 @@ def distance(run: Run) -> str:
 
 
 def _speed(place: Place) -> str:
-    """The best setting of each method at a place, with the pipeline's own times."""
-    methods = {"fast": "folded and run in whole batches, the fast method", "reference": "run by the paper's method"}
-    found = {method: place.best(method) for method in reversed(place.methods)}
-    parts = [
-        f"{spread_text(row)} {methods[method]} (batch size {row['batch_size']})"
+    """The best setting of each method at a place, beside the pipeline's, in time per image."""
+    names = {"fast": "folded and run in whole batches, the fast method", "reference": "run by the paper's method"}
+    found = {method: place.best(method) for method in ("fast", "reference", *RIVALS)}
+    model = [
+        f"{_per_image(row)} {names[method]} (batch size {row['batch_size']})"
         for method, row in found.items()
-        if row is not None
+        if row is not None and method in names
     ]
-    pipeline = [(name, place.best(rival)) for rival, name in RIVALS.items()]
-    theirs = [f"{1e6 / row['images_per_second']:.3g} µs per image {name}" for name, row in pipeline if row is not None]
+    pipeline = [f"{_per_image(found[rival])} {name}" for rival, name in RIVALS.items() if found[rival] is not None]
     best = place.best(quickest_method(place))
     machine = place.run.benchmark.environment
     chip = machine.cpu if place.device == "cpu" else machine.device_name
     return (
-        f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes at best "
-        f"{listed(parts)} for {best['images']:,} images, {1e6 / best['images_per_second']:.3g} µs per image; the "
-        f"pipeline, on the CPU, {listed(theirs)}. Each is the best of the settings {SWEEP}, measured again in rounds "
-        f"of its own: the median of {counted(best['rounds'], 'round')} and its interval. The speed-ups of the sweep "
-        f"are good to ±{percent(place.precision)}."
+        f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes {listed(model)}; the "
+        f"pipeline, on the CPU, {listed(pipeline)}. These are the best of the settings {SWEEP}, measured again in "
+        f"rounds of their own, with the intervals of {counted(best['rounds'], 'round')}. The speed-ups of the sweep are "
+        f"good to ±{percent(place.precision)}."
     )
+
+
+def _per_image(row: pd.Series) -> str:
+    """The time per image, with its interval."""
+    median, low, high = (1e6 * row[name] / row["images"] for name in ("seconds", "low", "high"))
+    return f"{median:.3g} [{low:.3g}, {high:.3g}] µs per image"
 
 
 def subject(runs: Sequence[Run]) -> str:

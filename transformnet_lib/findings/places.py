@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..benchmark import SWEPT, Measurements
 from ..measure import Estimate, estimate, verdict
-from ..methods import METHODS, NETWORKS
+from ..methods import METHODS
 from ..run import Run
 from .text import code, device_text
 
@@ -140,9 +140,9 @@ class Place:
         name_of = {}
         for setting in self.measured.settings_of("factors"):
             method = METHODS.get(setting.method)
-            if method and not method.graph and not setting.weights and setting.device == self.device:
+            if method and "-" in setting.method and not setting.weights and setting.device == self.device:
                 name_of[method.network, method.loader, method.storage] = setting.name
-        if len(name_of) < 2 * 2 * len(NETWORKS) or not set(name_of.values()) <= set(times):
+        if not name_of or not set(name_of.values()) <= set(times):
             return pd.DataFrame()
         for k, (factor, pairs) in enumerate(LEVELS.items()):
             for before, after in pairs:

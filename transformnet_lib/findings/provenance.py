@@ -43,7 +43,7 @@ PARAMETERS = {
 # The machine's facts
 MACHINE = {
     "device_name": "device", "cpu": "CPU", "cores": "cores", "usable_cores": "cores that may be used",
-    "threads": "threads", "os": "system", "python": "python", "torch": "torch", "torchvision": "torchvision",
+    "threads": "threads", "os": "system", "python": "Python", "torch": "torch", "torchvision": "torchvision",
     "cuda": "CUDA",
 }  # fmt: skip
 
@@ -137,10 +137,7 @@ def training_table(runs: Sequence[Run]) -> pd.DataFrame:
         facts |= {"training images, sha256": images.fingerprint[:16] + "…"}
         tested = [run.stages[name].images for name in ("compare", "benchmark") if name in run.stages]
         facts |= {"test images, sha256": tested[0].fingerprint[:16] + "…"} if tested else {}
-        facts |= {
-            name: getattr(machine, name) for name in ("device_name", "cpu", "cores", "usable_cores", "threads", "os")
-        }
-        facts |= {name: getattr(machine, name) for name in ("python", "torch", "torchvision", "cuda")}
+        facts |= {name: getattr(machine, field) for field, name in MACHINE.items()}
         columns[run.label] = facts
     table = pd.DataFrame(columns)
     return table.map(_fact).rename_axis("Fact").reset_index()
@@ -270,7 +267,9 @@ def _compare(run: Run) -> list[str]:
 def _benchmark(run: Run) -> list[str]:
     limits = {"rounds": LEAST_ROUNDS, "seconds": SECONDS, "precision": PRECISION}
     options = {"devices": "device", "batch_sizes": "batch_size", **{name: name for name in limits}}
-    return _stage_options(run.benchmark.parameters, options, {"batch_sizes": list(BATCH_SIZES), **limits})
+    parameters = run.benchmark.parameters
+    beside = _options("beside", list(parameters.get("other_weights", {})))
+    return _stage_options(parameters, options, {"batch_sizes": list(BATCH_SIZES), **limits}) + beside
 
 
 def _seeds(run: Run) -> list[str]:

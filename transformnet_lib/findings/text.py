@@ -50,7 +50,13 @@ def decimals(value: float) -> int:
 
 
 def times_text(factor: float) -> str:
-    """A ratio as "5.6×"."""
+    """A ratio as "5.6×".
+
+    >>> times_text(5.61), times_text(0.0312), times_text(2070)
+    ('5.61×', '0.031×', '2,070×')
+    """
+    if factor >= 1000:
+        return f"{factor:,.0f}×"
     return f"{factor:.3g}×" if factor >= 0.1 else f"{factor:.2g}×"
 
 

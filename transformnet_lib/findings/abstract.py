@@ -110,8 +110,8 @@ def _speed(place: Place) -> str:
     return (
         f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes {listed(model)}; the "
         f"pipeline, on the CPU, {listed(pipeline)}. These are the best of the settings {SWEEP}, measured again in "
-        f"rounds of their own, with the intervals of {counted(best['rounds'], 'round')}. The speed-ups of the sweep are "
-        f"good to ±{percent(place.precision)}."
+        f"rounds of their own, with the intervals of {counted(best['rounds'], 'round')}. The speed-ups of the sweep "
+        f"are good to ±{percent(place.precision)}."
     )
 
 

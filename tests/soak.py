@@ -27,30 +27,38 @@ import psutil
 from PIL import Image
 
 from transformnet_lib import CustomDataset, read_run
+from transformnet_lib.benchmarking import SETTING_COLUMNS
+from transformnet_lib.measure import ROUND_COLUMNS
 from transformnet_lib.records import read_table, read_tensors
 from transformnet_lib.report import check_executed
-from transformnet_lib.run import STUDY_TABLES
+from transformnet_lib.run import LIBRARY_TABLES, SIZE_TABLES
+from transformnet_lib.seeds import SEED_COLUMNS
 from transformnet_lib.stage_folder import STAGES, is_complete
-from transformnet_lib.timing import BENCHMARK_COLUMNS
 from transformnet_lib.training import HISTORY_COLUMNS
 
 RUN = "r"  # the run directory, in the folder where the commands are given
 COMMANDS = {  # in the order in which they build on each other
     "train": "train --run-dir r --device cpu --data folder:images --batch-size 4",
     "compare": "compare --run-dir r",
-    "benchmark": "benchmark --run-dir r --device cpu --batch-size 64 --repeats 1",
-    "study": "study --run-dir r --seeds 3 --size 500 --repeats 1",
+    "benchmark": "benchmark --run-dir r --device cpu --batch-size 64 --seconds 0",
+    "seeds": "seeds --run-dir r --seeds 3",
+    "study": "study --run-dir r --size 500",
     "report": "report --run r --out out",  # until its notebook is executed
     "export": "report --run r --out out",  # after that
 }
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 KERNEL_SECONDS = 3  # by when a killed command's kernel must have ended; the next command waits that long for the lock
 
-TABLES = {"history": HISTORY_COLUMNS, "benchmark": BENCHMARK_COLUMNS, **STUDY_TABLES}
-TIMES = {  # the columns that hold times or follow from them, and what the machine was doing
-    "epoch_seconds", "seconds", "q1", "q3", "noisy", "images_per_second", "sequential_seconds_per_image", "speedup",
-    "setup_seconds", "load_average", "clock_mhz", "raw_seconds", "peak_mib",
-}  # fmt: skip
+TABLES = {
+    "history.csv": HISTORY_COLUMNS,
+    "rounds.csv": {"part": "str", **ROUND_COLUMNS},
+    "settings.csv": SETTING_COLUMNS,
+    "seeds.csv": SEED_COLUMNS,
+    **LIBRARY_TABLES,
+    **SIZE_TABLES,
+}
+CLOCKS = {"rounds.csv", "settings.csv", "library_rounds.csv", "size_rounds.csv"}  # which settings are in them too
+TIMES = {"epoch_seconds", "seconds", "setup_seconds", "peak_mib"}  # columns of the others
 
 
 def make_images(folder: Path, count: int = 600) -> None:
@@ -66,7 +74,7 @@ def saved_rows(run_dir: Path) -> dict[str, pd.DataFrame]:
     """All rows that a run has saved so far, of unfinished stages too."""
     rows = {}
     for name, columns in TABLES.items():
-        for file in run_dir.glob(f"*/{name}.csv"):
+        for file in run_dir.glob(f"*/{name}"):
             rows[name] = read_table(file, columns)
     for file in run_dir.glob("*/checkpoint.safetensors"):
         rows["checkpoint"] = pd.DataFrame(read_tensors(file)["history"], columns=list(HISTORY_COLUMNS))
@@ -76,7 +84,8 @@ def saved_rows(run_dir: Path) -> dict[str, pd.DataFrame]:
 def facts(folder: Path) -> dict:
     """What a run, and a report of it, say in numbers that are no times."""
     run = read_run(folder / RUN)
-    found = {name: rows.drop(columns=TIMES, errors="ignore").to_csv() for name, rows in saved_rows(run.path).items()}
+    rows = {name: rows for name, rows in saved_rows(run.path).items() if name not in CLOCKS}
+    found = {name: each.drop(columns=TIMES, errors="ignore").to_csv() for name, each in rows.items()}
     found |= {name: (stage.parameters, stage.images.fingerprint) for name, stage in run.stages.items()}
     found |= {"weights": run.train.weights, "best": run.train.best_epoch}
     if run.compare:
@@ -227,7 +236,7 @@ class Soak:
     def check(self, name: str) -> None:
         """All that lies in the run is whole; saved rows that are gone or no longer the same count as lost."""
         calm, now = saved_rows(self.calm / RUN), saved_rows(self.folder / RUN)
-        for table, rows in now.items():
+        for table, rows in ((table, rows) for table, rows in now.items() if table not in CLOCKS):
             same, expected = (each.drop(columns=TIMES, errors="ignore") for each in (rows, calm[table]))
             assert same.equals(expected.head(len(same))), f"{name}: {table} differs from the undisturbed one"
         for table, rows in self.rows.items():
@@ -249,7 +258,7 @@ class Soak:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faults", type=int, default=36, help="how many, shared among the six commands [36]")
+    parser.add_argument("--faults", type=int, default=36, help="how many, shared among the commands [36]")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments and signals [the time]")
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)

@@ -1,5 +1,10 @@
 """What rounds show: simulated noise whose truth is known, and hand-written clocks."""
 
+import itertools
+import math
+import os
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +12,7 @@ from scipy.stats import binom
 
 from transformnet_lib import measure as m
 from transformnet_lib.errors import ParameterError
-from transformnet_lib.measure import Estimate, estimate, ratio, rounds, verdict
+from transformnet_lib.measure import Estimate, estimate, ratio, rounds, seconds_of, verdict
 
 TRIALS = 2000
 
@@ -55,7 +60,7 @@ def test_fewer_than_nine_rounds_are_refused_with_the_reason():
     with pytest.raises(ParameterError, match="expected at least 9 rounds, got 8: fewer do not bound a median"):
         estimate([1.0] * 8)
     with pytest.raises(ParameterError, match="rounds: expected a whole number from 9, got 5"):
-        rounds({}, compared=[], seconds=1, least=5)
+        rounds({}, seconds=1, least=5)
 
 
 @pytest.mark.parametrize(
@@ -89,22 +94,33 @@ def clock(monkeypatch):
 def test_a_ratio_is_that_within_rounds_whatever_drifts(clock):
     drift = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
     methods = {"slow": clock(*(2 * each for each in drift)), "fast": clock(*drift)}
-    table = rounds(methods, compared=[("fast", "slow")], seconds=0)
+    table = rounds(methods, seconds=0)
     assert list(table.columns) == list(m.ROUND_COLUMNS) and len(table) == 18
-    assert ratio(table, "fast", "slow") == Estimate(2.0, 2.0, 2.0, 9)
-    assert ratio(table, "slow", "fast").median == 0.5
+    assert ratio(seconds_of(table), "fast", "slow") == Estimate(2.0, 2.0, 2.0, 9)
+    assert ratio(seconds_of(table), "slow", "fast").median == 0.5
+    found = m.summary(seconds_of(table), "slow")
+    assert found.loc["fast"].tolist() == [9, 5.0, 2.0, 8.0, 2.0, 2.0, 2.0] and found.loc["slow", "speedup"] == 1
+    assert m.summary(seconds_of(table))["speedup"].isna().all()
 
 
 def test_each_round_has_another_order_that_the_seed_draws(clock):
     methods = {name: clock(1.0) for name in "abcd"}
-    orders = [rounds(methods, compared=[], seconds=0, seed=seed)["method"].tolist() for seed in (0, 0, 1)]
+    orders = [rounds(methods, seconds=0, seed=seed)["method"].tolist() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     of_round = [tuple(orders[0][i : i + 4]) for i in range(0, 36, 4)]
     assert len(set(of_round)) > 4 and all(sorted(each) == list("abcd") for each in of_round)
 
 
+def test_what_belongs_together_takes_its_turns_side_by_side_in_random_order(clock):
+    methods = {f"{kind}{i}": clock(1.0) for kind in "ab" for i in range(3)}
+    order = rounds(methods, seconds=0, together=lambda name: name[0])["method"].tolist()
+    of_round = [order[i : i + 6] for i in range(0, 54, 6)]
+    assert all(len({name[0] for name in each[:3]}) == 1 for each in of_round)
+    assert {each[0][0] for each in of_round} == {"a", "b"} and len(set(map(tuple, of_round))) > 4
+
+
 def test_short_passes_are_repeated_within_a_turn(clock):
-    table = rounds({"short": clock(0.002, 0.004), "long": clock(0.5)}, compared=[], seconds=0)
+    table = rounds({"short": clock(0.002, 0.004), "long": clock(0.5)}, seconds=0)
     by_method = table.groupby("method")
     assert by_method["passes"].unique().map(list).to_dict() == {"long": [1], "short": [4]}
     assert by_method["seconds"].first().to_dict() == {"long": 0.5, "short": 0.003}
@@ -113,16 +129,132 @@ def test_short_passes_are_repeated_within_a_turn(clock):
 def test_rounds_go_on_until_the_ratios_are_known_or_the_time_is_used(clock):
     noisy = [1.0, 1.5, 0.8, 1.2, 0.9, 1.4, 0.7, 1.1, 1.3, 0.6]
 
-    def made(seconds: float, *of: float) -> int:
-        return rounds({"a": clock(*of), "b": clock(1.0)}, compared=[("a", "b")], seconds=seconds)["round"].max()
+    def made(seconds: float, *of: float, **options) -> int:
+        methods = {"a": clock(*of), "b": clock(1.0)}
+        asked = {"estimates": lambda seconds: [ratio(seconds, "a", "b")]} | options
+        return rounds(methods, seconds=seconds, **asked)["round"].max()
 
     assert made(1000, 1.0) == 10  # known at once, from the round on that may stop
     assert made(60, *noisy) == 30  # two seconds a round
     assert made(5, *noisy) == 9  # the least
+    assert made(5, *noisy, least=12) == 12
+    assert made(100, 1.0, precision=0.0) == 10 and made(30, *noisy, precision=0.9) == 10
+    assert made(30, 1.0, estimates=lambda seconds: []) == 15  # nothing asked for: the time
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"seconds": -1}, "seconds: expected a number from 0, got -1"),
+     ({"seconds": "5"}, "seconds: expected a number from 0, got '5'"),
+     ({"seconds": 1, "precision": math.nan}, "precision: expected a number from 0, got nan")],
+)  # fmt: skip
+def test_limits_that_are_none_are_refused(wrong, message):
+    with pytest.raises(ParameterError, match=message):
+        rounds({}, **wrong)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("lost\nmore"), OSError("lost"), ParameterError("lost")])
+def test_a_method_that_fails_in_a_round_has_a_reason_and_the_others_go_on(clock, error):
+    good, calls = clock(1.0), itertools.count(1)
+
+    def fails() -> float:
+        if next(calls) == 4:
+            raise error
+        return good()
+
+    table = rounds({"good": good, "bad": fails}, seconds=0)
+    bad = table[table["method"] == "bad"]
+    assert bad["round"].tolist() == [1, 2, 3, 4] and bad["reason"].tolist() == ["", "", "", "not measured: lost"]
+    assert m.reasons_of(table) == {"bad": "not measured: lost"} and list(seconds_of(table)) == ["good"]
+    assert len(seconds_of(table)) == 9
+
+
+def test_an_error_of_the_program_itself_is_no_reason(clock):
+    with pytest.raises(TypeError):
+        rounds({"bad": lambda: None + 1}, seconds=0)
+
+
+def test_no_methods_make_no_rounds():
+    assert rounds({}, seconds=0).empty
+
+
+def test_rounds_that_were_stopped_are_taken_up_again(clock):
+    saved = []
+    whole = rounds({name: clock(1.0) for name in "abc"}, seconds=0)
+
+    def save(table):
+        saved.append(table)
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rounds({name: clock(1.0) for name in "abc"}, seconds=0, save=save)
+    made = rounds({name: clock(1.0) for name in "abc"}, seconds=0, done=saved[-1], save=saved.append)
+    assert made["method"].tolist() == whole["method"].tolist()  # in the order of one that was not stopped
+    assert [table["round"].max() for table in saved] == list(range(1, 10))
+    assert len(rounds({"a": None, "b": None, "c": None}, seconds=0, done=made)) == 27  # nothing to do
+
+
+# Disturbance
+
+
+@pytest.fixture
+def system(monkeypatch):
+    """Counters that a test moves: gives a dict of what each turn adds to them."""
+    adds, counted = dict.fromkeys(("cpu_seconds", "switches", "waiting_seconds", "stolen_seconds"), 0.0), {}
+    turns = itertools.count()
+
+    def counters():
+        if next(turns) % 2:  # at the end of a turn
+            for name, value in adds.items():
+                counted[name] = counted.get(name, 0.0) + (value() if callable(value) else value)
+        return {name: counted.get(name, 0.0) for name in adds}
+
+    monkeypatch.setattr(m, "counters", counters)
+    return adds
+
+
+@pytest.mark.parametrize("name", ["waiting_seconds", "stolen_seconds"])
+def test_a_disturbed_round_is_measured_again_once_and_the_last_attempt_counts(clock, system, name):
+    waits = iter([0.0, 0.3, 0.0, 0.4, *[0.0] * 100])
+    system[name] = lambda: next(waits)
+    seconds = clock(*map(float, range(1, 100)))
+    table = rounds({"a": seconds}, seconds=1000, estimates=lambda seconds: [], precision=0)
+    attempts = table.groupby("round")["attempt"].max()
+    assert attempts[attempts == 2].index.tolist() == [2]  # 0.4 s of a turn of 4 s are a tenth, not more
+    assert m.disturbed_rounds(table).loc[2].tolist() == [True, False]
+    assert seconds_of(table)["a"].loc[2] == 3.0
+
+
+def test_a_disturbed_round_is_not_measured_again_where_time_is_short(clock, system):
+    system["waiting_seconds"] = 0.5
+    table = rounds({"a": clock(1.0)}, seconds=0)
+    assert table["attempt"].max() == 1 and m.disturbed_rounds(table).all()
+    table = rounds({"a": clock(1.0)}, seconds=11)
+    assert table.groupby("round")["attempt"].max().tolist() == [2, 2, *[1] * 7]  # nine are needed, and two are left
+    assert rounds({"a": clock(1.0)}, seconds=100, repeat=False)["attempt"].max() == 1
+
+
+def test_what_the_system_does_not_tell_disturbs_nothing(clock, system):
+    system["waiting_seconds"] = system["stolen_seconds"] = math.nan
+    assert not m.disturbed_rounds(rounds({"a": clock(1.0)}, seconds=0)).any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells them")
+def test_the_system_counts(monkeypatch):
+    before = m.counters()
+    sum(range(3_000_000))
+    after = m.counters()
+    assert after["cpu_seconds"] > before["cpu_seconds"] and all(after[name] >= before[name] for name in before)
+    files = {"/proc/stat": "cpu  1 2 3 4 5 6 7 800 0 0\n", "/proc/pressure/cpu": "some avg10=0.00 total=2500000\n"}
+    monkeypatch.setattr(m.Path, "read_text", lambda self: files[str(self)])
+    told = m.counters()
+    assert told["waiting_seconds"] == 2.5
+    assert told["stolen_seconds"] == 800 / os.sysconf("SC_CLK_TCK") / os.cpu_count()
+    monkeypatch.setattr(m.Path, "read_text", lambda self: "nothing")
+    assert math.isnan(m.counters()["waiting_seconds"]) and math.isnan(m.counters()["stolen_seconds"])
 
 
 def test_rounds_that_lack_a_method_do_not_count():
-    rows = [
-        {"round": i, "method": name, "seconds": 1.0 + (name == "b"), "passes": 1} for i in range(10) for name in "ab"
-    ]
-    assert ratio(pd.DataFrame(rows[1:]), "a", "b") == Estimate(2.0, 2.0, 2.0, 9)
+    table = pd.DataFrame({"a": [1.0] * 10, "b": [math.nan, *[2.0] * 9]})
+    assert ratio(table, "a", "b") == Estimate(2.0, 2.0, 2.0, 9)

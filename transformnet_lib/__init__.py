@@ -8,7 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "benchmark": ["benchmark"],
+        "benchmarking": ["benchmark"],
         "dataset": ["CustomDataset", "batch_loader"],
         "images": ["load_images"],
         "methods": ["test_inference_time"],

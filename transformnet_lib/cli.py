@@ -82,7 +82,7 @@ def given(**parameters) -> dict:
 
 def full_sweep() -> dict:
     """The benchmark's parameters for all settings; the notebook's own defaults are a quick look."""
-    from .benchmark import BATCH_SIZES, NUM_WORKERS, SECONDS, SMALL_BATCH_SIZES
+    from .benchmarking import BATCH_SIZES, NUM_WORKERS, SECONDS, SMALL_BATCH_SIZES
 
     sweep = {"batch_sizes": BATCH_SIZES, "small_batch_sizes": SMALL_BATCH_SIZES, "num_workers": NUM_WORKERS}
     return {name: list(values) for name, values in sweep.items()} | {"seconds": SECONDS}

@@ -200,7 +200,7 @@ def size_curves(ax: Axes, sizes: pd.DataFrame) -> Axes:
 def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) -> Axes:
     """Draw the speed-up over the pipeline run image by image against the batch size, for one device of `table`.
 
-    `table` has the columns `benchmark.TABLE_COLUMNS`; rows with drop_last are left out. Above the dashed line at 1 a
+    `table` has the columns `benchmarking.TABLE_COLUMNS`; rows with drop_last are left out. Above the dashed line at 1 a
     method beats the pipeline run image by image; above the black line, the pipeline run in batches. The dotted line is
     the copy: the images' bytes moved once. Bars span the intervals.
     """

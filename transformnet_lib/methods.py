@@ -207,6 +207,7 @@ def prepare_step(
     with torch.inference_mode():
         batches = [before(to_float(batch.to(device))) for batch in images.split(batch_size)]
 
+    @torch.inference_mode()
     def run_pass() -> float:
         synchronize(device)
         start = time.perf_counter()
@@ -215,8 +216,7 @@ def prepare_step(
         synchronize(device)
         return time.perf_counter() - start
 
-    with torch.inference_mode():
-        run_pass()
+    run_pass()  # warm-up
     return run_pass
 
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeFloat, PositiveInt
 
-from .benchmark import Measurements
+from .benchmarking import Measurements
 from .dataset import CustomDataset
 from .errors import RunError, one_line
 from .files import read_file

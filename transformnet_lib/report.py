@@ -25,7 +25,7 @@ from nbconvert.exporters.exporter import Exporter
 from tqdm import tqdm
 
 from . import errors
-from .benchmark import check_sweep, check_weights
+from .benchmarking import check_sweep, check_weights
 from .display import NUMBERS
 from .errors import Interrupted, NotebookError, ParameterError, RunError
 from .export import ExportError, HTMLReportExporter, PDFReportExporter

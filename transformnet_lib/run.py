@@ -15,7 +15,7 @@ import pandas as pd
 import pydantic
 import torch
 
-from .benchmark import SETTING_COLUMNS, Measurements
+from .benchmarking import SETTING_COLUMNS, Measurements
 from .comparison import EXAMPLE_ARRAYS
 from .dataset import CustomDataset
 from .errors import ParameterError, RunError, one_line

@@ -9,7 +9,7 @@ import pandas as pd
 import psutil
 from torch import Tensor
 
-from .benchmark import Setting
+from .benchmarking import Setting
 from .errors import ParameterError
 from .measure import (
     LEAST_ROUNDS,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from .benchmark import (
+from .benchmarking import (
     BATCH_SIZES,
     NUM_WORKERS,
     SECONDS,

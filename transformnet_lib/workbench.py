@@ -20,7 +20,7 @@ from .pipeline import to_float
 from .resources import PACKAGE
 
 if TYPE_CHECKING:
-    from .benchmark import Setting
+    from .benchmarking import Setting
 
 WARM_UP_IMAGES = 500  # of the pipeline image by image
 

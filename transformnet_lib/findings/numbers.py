@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .. import paper
-from ..benchmark import PARTS
+from ..benchmarking import PARTS
 from ..comparison import metrics_table
 from ..measure import Estimate, verdict
 from ..pipeline import GRAY_WEIGHTS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..benchmark import SWEPT, Measurements
+from ..benchmarking import SWEPT, Measurements
 from ..measure import Estimate, estimate, verdict
 from ..methods import METHODS
 from ..run import Run

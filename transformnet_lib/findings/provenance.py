@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from ..benchmark import BATCH_SIZES, SECONDS
+from ..benchmarking import BATCH_SIZES, SECONDS
 from ..comparison import spread_indices
 from ..measure import LEAST_ROUNDS, PRECISION
 from ..pipeline import Pipeline

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from .. import paper
-from ..benchmark import KNOWN, NUM_WORKERS_BATCH_SIZE
+from ..benchmarking import KNOWN, NUM_WORKERS_BATCH_SIZE
 from ..measure import CONFIDENCE, EQUAL, Estimate, verdict
 from .places import Place
 from .text import code, counted, escape, listed, percent, ratio_text, scientific, spread_text, times_text

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from .. import paper
-from ..benchmark import SWEPT
+from ..benchmarking import SWEPT
 from ..measure import CONFIDENCE
 from ..run import SHIPPED_SIGN, Run
 from .places import SETTING, Place, places, swept_rows

@@ -344,8 +344,10 @@ def benchmark(
     precision: float = PRECISION,
     done: Measurements | None = None,
     save: Callable[[Measurements], None] = lambda measured: None,
-) -> Measurements:
+) -> pd.DataFrame:
     """Measure methods and settings on `images` (n, 3, h, w; uint8 or float32 in [0, 1]), part by part.
+
+    Gives one row per part and setting, with the columns TABLE_COLUMNS: `Measurements.table`.
 
     Each setting is run once on all its images to compare the output with the ground truth, which also warms it up; then
     in at least `rounds` rounds, until the turns of the sweep have taken `seconds` (those of other parts PART_SHARE of
@@ -375,7 +377,7 @@ def benchmark(
             limits = {"least": rounds, "precision": precision, "seconds": seconds * share}
             measured = measure_part(benches, part, settings, measured, save, **limits)
             save(measured)
-    return measured
+    return measured.table
 
 
 class Workbenches:

@@ -1,8 +1,9 @@
 # make report, make test: each works from a bare clone, with nothing but Python 3.11 or newer.
 #
-#   make report                                       train, compare and benchmark on every device here, then the report
+#   make report                                       train, compare and time on every device here, then the report
 #   make report DATA=folder:/some/images DEVICE=cpu   on other images, on one device
 #   make study                                        the same with a closer look: 20 seeds, other libraries, cost over size
+#   make report SECONDS=300                           more rounds, so narrower intervals
 #   make report TITLE="My title" AUTHOR="My name"     as something to hand in
 #
 # Options of `make report` and `make study`; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name

@@ -46,7 +46,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch):
-    monkeypatch.setattr(measure, "TURN_SECONDS", 0)
+    monkeypatch.setattr(measure, "TURN_SECONDS", 1e-9)
 
 
 def plan(**changes) -> Plan:
@@ -175,10 +175,7 @@ def test_the_best_settings_are_measured_again_with_other_weights_and_the_copy():
     factors = factor_settings(plan(count=50), measured)
     assert {row.batch_size for row in factors} == {1, 16} and len(factors) == 1 + 12 + 4 + 1
     assert len({row.name for row in factors}) == len(factors)
-    on_cuda = factor_settings(
-        plan(devices=["cuda"]), replace(measured, settings=measured.settings.replace("cpu", "cuda"))
-    )
-    assert on_cuda == [on_cuda[0]]  # nothing was measured there
+    assert len(factor_settings(plan(devices=["cuda"]), measured)) == 1  # nothing was measured there
 
 
 # The harness

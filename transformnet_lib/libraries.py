@@ -182,7 +182,7 @@ def _methods(model: TransformNet, images: Tensor, device: torch.device) -> Itera
 
     def library(method: OtherLibrary) -> tuple[Callable[[], float], Callable[[], list]]:
         if importlib.util.find_spec(method.package) is None:
-            raise ParameterError(f"{method.package} is not installed (pip install -e '.[libraries]')")
+            raise ParameterError(f"{method.package} is not installed (pip install -e '.[peers]')")
         if kind not in available_devices():
             raise ParameterError(f"no {kind.upper()} device")
         work = method.prepare(images, model.pipeline, device)

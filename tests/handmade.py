@@ -10,14 +10,17 @@ import pandas as pd
 import pytest
 import torch
 
-from transformnet_lib import CustomDataset, Pipeline, TrainConfig, records, run
+from transformnet_lib import CustomDataset, Pipeline, TrainConfig, run
+from transformnet_lib.benchmarking import Setting
+from transformnet_lib.libraries import name_of
 from transformnet_lib.stage_writer import StageWriter, stage
 
 PARAMETERS = {
     "train": {**asdict(TrainConfig(device="cpu")), "pipeline": Pipeline().to_dict()},
     "compare": {"indices": [3, 1]},
-    "benchmark": {"repeats": 2},
-    "study": {"seeds": [0]},
+    "benchmark": {"rounds": 9},
+    "seeds": {"seeds": [0], "presets": ["paper"]},
+    "study": {"rounds": 9},
 }
 # Floats that few digits would not bring back: no finite binary fraction, the smallest there is, all 17 digits
 FLOATS = (0.1, 5e-324, 0.1 + 0.2)
@@ -35,6 +38,15 @@ def table(columns: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame({name: rows.get(kind) or (next(floats), math.nan) for name, kind in columns.items()})
 
 
+def rounds_of(method: str) -> pd.DataFrame:
+    """Nine rounds of a method that took as many tenths of a second."""
+    counted = {"cpu_seconds": 0.1, "switches": 1, "waiting_seconds": math.nan, "stolen_seconds": 0.0, "reason": ""}
+    rows = [
+        {"round": k, "attempt": 1, "method": method, "seconds": k * 0.1, "passes": 1} | counted for k in range(1, 10)
+    ]
+    return pd.DataFrame(rows, columns=list(run.ROUND_COLUMNS))
+
+
 def write_files(writer: StageWriter, name: str, images: CustomDataset, weight: float) -> None:
     """What the stage `name` writes; `weight` tells one result from another."""
     if name == "train":
@@ -50,11 +62,20 @@ def write_files(writer: StageWriter, name: str, images: CustomDataset, weight: f
         writer.write_arrays("examples.npz", **arrays, targets=targets, outputs=targets / 3)
         writer.results |= {"test_mse": 0.25, "max_error": weight}
     elif name == "benchmark":
-        writer.write_table("benchmark.csv", table(run.BENCHMARK_COLUMNS))
+        setting = Setting("sweep", "fast", "cpu", 16, 20)
+        facts = {**asdict(setting), "threads": 2, "setup_seconds": 0.1, "mse": math.nan}
+        writer.write_table("settings.csv", pd.DataFrame([facts], columns=list(run.SETTING_COLUMNS)))
+        writer.write_table("rounds.csv", rounds_of(setting.name).assign(part="sweep")[["part", *run.ROUND_COLUMNS]])
+        writer.results |= {"weights": (weight, 0.2, 0.3), "origin": "training"}
+    elif name == "seeds":
+        writer.write_table("seeds.csv", table(run.SEED_COLUMNS))
     else:
-        for each, columns in run.STUDY_TABLES.items():
-            writer.write_table(f"{each}.csv", table(columns))
-        writer.results["test_images"] = records.ImageSet.of(images).model_dump(mode="json")
+        facts = pd.DataFrame([{"method": "fast", "device": "cpu", "images": 10, "peak_mib": 0.1}])
+        writer.write_table("sizes.csv", facts)
+        writer.write_table("size_rounds.csv", rounds_of("fast").assign(size=10)[["size", *run.ROUND_COLUMNS]])
+        facts = facts.drop(columns="peak_mib").assign(max_difference=0.1)
+        writer.write_table("libraries.csv", facts)
+        writer.write_table("library_rounds.csv", rounds_of(name_of("fast", "cpu")))
 
 
 def do(path: Path, name: str, images: CustomDataset, *, force: bool = False, weight: float = 0.5, **changes) -> bool:

@@ -24,7 +24,8 @@ def call(*arguments: str | bytes) -> subprocess.CompletedProcess:
     [
         (cli.train, {}),
         (cli.compare, {"index": "indices"}),
-        (cli.benchmark, {"device": "devices", "batch_size": "batch_sizes"}),
+        (cli.benchmark, {"device": "devices", "batch_size": "batch_sizes", "beside": "other_weights"}),
+        (cli.seeds, {}),
         (cli.study, {"size": "sizes"}),
     ],
 )
@@ -64,7 +65,7 @@ def test_importing_the_library_does_not_load_torch_but_names_all():
         (["report", "--run", "r"], "r: there is no such folder"),
         (["report", "--run", "r", "--limit", "5"], "--limit: only for making runs"),
         (["report", "--device", "cpu", "--device", "tpu"], "device: expected cpu"),
-        (["report", "--repeats", "0"], "repeats: expected a whole number from 1, got 0"),
+        (["report", "--rounds", "8"], "rounds: expected a whole number from 9, got 8: fewer do not bound a median"),
         (["report", "--limit", "0"], "limit: expected a whole number from 1"),
         (["report", "--preset", "best"], "preset: expected one of paper, precise, got 'best'"),
         (["report", "--data", "folder:nowhere"], "nowhere is not a folder; expected nowhere/train/ and nowhere/test/"),
@@ -112,16 +113,16 @@ def test_unknown_options_are_refused():
     assert done.exit_code == 2 and "--colour" in done.output
 
 
-def test_a_report_says_its_answer_and_where_times_are_useless(monkeypatch, tmp_path, capsys):
+def test_a_report_says_its_answer_and_how_good_its_times_are(monkeypatch, tmp_path, capsys):
     def make_report(runs, out, **options):
-        (tmp_path / "report.json").write_text('{"answer": "Yes. And more.", "places": {"cpu": {"spoiled": true}}}')
+        (tmp_path / "report.json").write_text('{"answer": "Yes. And more.", "places": {"cpu": {"precision": 0.173}}}')
         return [tmp_path / "report.json"]
 
     monkeypatch.setattr(report, "make_runs", lambda *_, **__: [])
     monkeypatch.setattr(report, "make_report", make_report)
     monkeypatch.setattr(run, "shipped_runs", lambda made: [])
     cli.report(runs_dir=tmp_path, out=tmp_path)
-    assert capsys.readouterr().err == "Yes.\ncpu: most rows were disturbed, so the times say little\n"
+    assert capsys.readouterr().err == "Yes.\ncpu: speed-ups are good to ±17 %\n"
 
 
 def test_a_report_hands_its_options_to_the_stages(monkeypatch, tmp_path):
@@ -134,11 +135,12 @@ def test_a_report_hands_its_options_to_the_stages(monkeypatch, tmp_path):
     for split in ("train", "test"):
         (images / split).mkdir(parents=True)
     arguments = ["report", "--device", "cpu", "--data", f"folder:{images}", "--output-size", "64", "--no-hflip",
-                 "--preset", "precise", "--limit", "60", "--epochs", "4", "--repeats", "1", "--study"]  # fmt: skip
+                 "--preset", "precise", "--limit", "60", "--epochs", "4", "--rounds", "11", "--study"]  # fmt: skip
     assert CliRunner().invoke(cli.app, arguments).exit_code == 3
-    assert [name for name, _, _ in asked] == ["train", "compare", "benchmark", "study"]
+    assert [name for name, _, _ in asked] == ["train", "compare", "benchmark", "seeds", "study"]
     assert {label for _, label, _ in asked} == {"precise-cpu"}
     wanted = {"device": "cpu", "data": f"folder:{images}", "output_size": 64, "hflip": False, "preset": "precise",
               "limit": 60, "epochs": 4}  # fmt: skip
     assert asked[0][2] == wanted
-    assert asked[2][2]["repeats"] == 1 and asked[3][2]["seeds"] == 20
+    assert asked[2][2]["rounds"] == asked[4][2]["rounds"] == 11 and asked[3][2]["seeds"] == 20
+    assert asked[2][2]["other_weights"] == {}

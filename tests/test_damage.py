@@ -26,7 +26,10 @@ from transformnet_lib.records import MAX_BYTES
 from transformnet_lib.stage_folder import STAGES
 
 RECORDS = [f"{name}/{record}.json" for name in STAGES for record in ("parameters", "stage")]
-TABLES = ["train/history.csv", "benchmark/benchmark.csv", *(f"study/{name}.csv" for name in run.STUDY_TABLES)]
+TABLES = [
+    "train/history.csv", "benchmark/settings.csv", "benchmark/rounds.csv", "seeds/seeds.csv",
+    *(f"study/{name}" for name in run.LIBRARY_TABLES | run.SIZE_TABLES),
+]  # fmt: skip
 WEIGHTS, EXAMPLES = "train/weights.safetensors", "compare/examples.npz"
 FILES = [*RECORDS, *TABLES, WEIGHTS, EXAMPLES]
 
@@ -175,7 +178,7 @@ def test_a_file_with_any_bytes_changed_is_one_line_or_read(examples, path):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_of_another_form_is_refused(name, path):
-    header, first, _ = csv.reader(io.StringIO((path / name).read_text(), newline=""))
+    header, first, *_ = csv.reader(io.StringIO((path / name).read_text(), newline=""))
     number = next(i for i, value in enumerate(first) if value.replace(".", "").isdigit())
     wrong = [[header], [header, [*first, "1"]], [header, first[:-1]], [header[::-1], first[::-1]], [first, first]]
     wrong += [[[*header, "more"], [*first, "1"]], [[*header, header[0]], [*first, "1"]], [header[:-1], first[:-1]]]

@@ -40,7 +40,7 @@ from transformnet_lib.stage_folder import is_complete, is_marked
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
 THE_ONE_BEFORE = '{"metadata": {"papermill": {"parameters": {}}}}'  # a notebook that papermill executed
 TRAIN = {"device": "cpu", "data": "photos", "limit": 300}
-SWEEP = {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "repeats": 1}
+SWEEP = {"batch_sizes": [16], "small_batch_sizes": [], "num_workers": [0], "seconds": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def test_faults_at_random_moments_of_a_training_lose_nothing(tmp_path):
     assert (mine.faults.total(), mine.lost) == (len(STATUS), 0)
 
 
-MAKE = "report --device cpu --data folder:images --epochs 2 --repeats 1 --preset paper"
+MAKE = "report --device cpu --data folder:images --epochs 2 --seconds 0 --preset paper"
 DISTURBED = {  # a command; what shows that it is at work, and that its work is done
     "train": (COMMANDS["train"], "r/train/checkpoint.safetensors", "r/train/stage.json"),
-    "benchmark": (COMMANDS["benchmark"], "r/benchmark/benchmark.csv", "r/benchmark/stage.json"),
+    "benchmark": (COMMANDS["benchmark"], "r/benchmark/rounds.csv", "r/benchmark/stage.json"),
     "report": ("report --run r --out out", "out/report.failed.ipynb", "out/report.ipynb"),
-    "make": (MAKE, "runs/paper-cpu/benchmark/benchmark.csv", "runs/paper-cpu/benchmark/stage.json"),
+    "make": (MAKE, "runs/paper-cpu/benchmark/rounds.csv", "runs/paper-cpu/benchmark/stage.json"),
     "make again": (f"{MAKE} --force", "runs/paper-cpu/train.new/parameters.json", "runs/paper-cpu/compare/stage.json"),
 }
 CHOSEN = [  # all commands, moments and signals, some together; `make soak` draws the pairs at random
@@ -553,19 +553,19 @@ def make(images, tmp_path, monkeypatch) -> Callable:
 
         monkeypatch.setattr(report, "run_stage", stage)
         with contextlib.suppress(Killed):
-            make_runs(["cpu"], tmp_path, train=TRAIN, benchmark=SWEEP, force=force)
+            make_runs(["cpu"], tmp_path, train=TRAIN, benchmark=SWEEP, seeds={"seeds": 1}, force=force)
         return asked
 
     return call
 
 
-ALL = [("paper-cpu", name) for name in ("train", "compare", "benchmark")]
-ALL += [("precise-cpu", name) for name in ("train", "compare")]
+ALL = [("paper-cpu", name) for name in ("train", "compare")]
+ALL += [("precise-cpu", name) for name in ("train", "compare", "benchmark", "seeds")]
 
 
-@pytest.mark.parametrize("there", [0, 3, 5], ids=["nothing", "half of it", "all"])
+@pytest.mark.parametrize("there", [0, 3, 6], ids=["nothing", "half of it", "all"])
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("killed_in", range(1, 6))
+@pytest.mark.parametrize("killed_in", range(1, 7))
 def test_a_stopped_force_makes_only_what_it_had_not_yet_made_again(killed_in, before, there, make, tmp_path, capsys):
     if there:
         make(force=False, killed_in=there)
@@ -577,14 +577,14 @@ def test_a_stopped_force_makes_only_what_it_had_not_yet_made_again(killed_in, be
     assert not list(tmp_path.rglob("*.new"))
     for label in ("paper-cpu", "precise-cpu"):
         assert not read_run(tmp_path / label).unfinished
-    assert (f"{len(left)} of 5 stages are left" in capsys.readouterr().err) == (0 < len(left) < 5)
+    assert (f"{len(left)} of 6 stages are left" in capsys.readouterr().err) == (0 < len(left) < 6)
     assert make() == [(*stage, True) for stage in ALL]  # that one had ended
 
 
 @pytest.mark.parametrize("name", ["train", "benchmark"])
 def test_a_stage_that_was_begun_again_by_itself_does_not_pass_for_a_stopped_force_of_all(name, make, tmp_path):
     make(force=False)
-    (tmp_path / "paper-cpu" / f"{name}.new").mkdir()
+    (tmp_path / "precise-cpu" / f"{name}.new").mkdir()
     assert make() == [(*stage, True) for stage in ALL]
 
 

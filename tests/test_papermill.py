@@ -12,7 +12,7 @@ from transformnet_lib.cli import full_sweep
 from transformnet_lib.errors import TransformnetError
 from transformnet_lib.report import NOTEBOOKS
 
-STAGES = ("train", "compare", "benchmark", "study")
+STAGES = ("train", "compare", "benchmark", "seeds", "study")
 WRONG = {"str": 5, "int": "many", "bool": "no", "list": "0, 1", "float": "high"}  # for each type
 
 

@@ -83,7 +83,7 @@ def test_committed_notebooks_are_executed_without_errors_progress_bars_or_paths(
 
 def test_the_reference_run_is_complete_and_small():
     run = read_run(reference_run())
-    assert list(run.stages) == ["train", "compare", "benchmark"]
+    assert list(run.stages) == ["train", "compare", "benchmark", "seeds"]
     assert run.train.images.count == 2000
     assert sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) < 500_000
 

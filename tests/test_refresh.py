@@ -10,7 +10,7 @@ from refresh import CLOCK, normalise
 
 from transformnet_lib.report import NOTEBOOKS
 
-COMPUTING = ("train", "compare", "benchmark", "study")  # the others show what they read from files
+COMPUTING = ("train", "compare", "benchmark", "seeds", "study")  # the others show what they read from files
 
 
 def executed(source: str, text: str, *tags: str):

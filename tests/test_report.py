@@ -21,7 +21,8 @@ from transformnet_lib import paper, read_run
 from transformnet_lib.cli import app
 from transformnet_lib.errors import NotebookError, ParameterError, RunError, TransformnetError
 from transformnet_lib.export import ExportError
-from transformnet_lib.findings.text import scientific, spread_text, times_text
+from transformnet_lib.findings.text import ratio_text, scientific, spread_text, times_text
+from transformnet_lib.measure import Estimate, verdict
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
 from transformnet_lib.run import reference_run
 
@@ -48,7 +49,10 @@ def test_no_process_of_the_report_asks_another_machine_for_anything(made):
 
 
 def test_each_run_has_its_stages_and_notebooks(made):
-    for label, stages in (("paper-cpu", ["train", "compare", "benchmark"]), ("precise-cpu", ["train", "compare"])):
+    for label, stages in (
+        ("paper-cpu", ["train", "compare"]),
+        ("precise-cpu", ["train", "compare", "benchmark", "seeds"]),
+    ):
         run = read_run(made / "runs" / label)
         assert (list(run.stages), run.unfinished) == (stages, {})
         for stage in stages:
@@ -83,8 +87,8 @@ def test_the_sections_are_the_papers_and_ours(page):
 def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
     captions = [caption.get_text() for caption in page.find_all("figcaption")]
     wanted = [f"Test image {i}" for i in ("0", "200", "400", "600", "800")]  # evenly spread over 1,000
-    wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "The three weights", "Speed-up on the CPU"]
-    wanted += ["How the speed-up comes about on the CPU"]
+    wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "The three weights", "The largest weight error"]
+    wanted += ["Speed-up on the CPU", "The speed-up of each combination"]
     for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 1):
         assert re.sub(r"\s+", " ", caption).startswith(f"Figure {number}: {start}")
         assert f"Figure {number}: {start}" in pdf_text
@@ -115,11 +119,11 @@ def test_table_1_has_the_papers_times_beside_ours(page, pdf_text):
     published = paper.table1().query("device == 'cpu'")
     assert [row[4] for row in rows] == [f"{1000 * seconds:.1f}" for seconds in published["seconds"]]
     time = r"\d+(\.\d+)?"
-    measured = re.compile(rf"{time} \[{time}, {time}\]\*?")
+    measured = re.compile(rf"{time} \[{time}, {time}\]")
     assert all(measured.fullmatch(row[column]) for row in rows for column in (6, 8))
     for row in rows:
         assert row[4] in pdf_text and row[6] in pdf_text and row[8] in pdf_text
-    assert "24 settings on cuda in run paper-cpu have no time (not measured: no CUDA device)" in table.get_text()
+    assert "24 settings on cuda in run precise-cpu have no time (not measured: no CUDA device)" in table.get_text()
 
 
 def test_the_first_page_says_what_was_measured_where(made, page):
@@ -148,11 +152,11 @@ def test_the_page_needs_no_other_host(page):
 
 
 def test_the_same_command_again_only_reads_what_is_complete(made):
-    files = [made / "runs/paper-cpu/benchmark" / name for name in ("benchmark.csv", "stage.json", "benchmark.ipynb")]
+    files = [made / "runs/precise-cpu/benchmark" / name for name in ("rounds.csv", "stage.json", "benchmark.ipynb")]
     before = [file.stat().st_mtime_ns for file in files]
-    done = command("transformnet", "benchmark", "--run-dir", "runs/paper-cpu", "--device", "cpu", "--device", "cuda",
-                   "--repeats", 2, cwd=made)  # fmt: skip
-    shown = "benchmark: was complete in runs/paper-cpu/benchmark, with its notebook benchmark.ipynb\n"
+    done = command("transformnet", "benchmark", "--run-dir", "runs/precise-cpu", "--device", "cpu", "--device", "cuda",
+                   "--seconds", 0, "--beside", "runs/paper-cpu", cwd=made)  # fmt: skip
+    shown = "benchmark: was complete in runs/precise-cpu/benchmark, with its notebook benchmark.ipynb\n"
     assert (done.returncode, done.stdout) == (0, shown), done.stderr
     assert [file.stat().st_mtime_ns for file in files] == before
 
@@ -310,7 +314,7 @@ def hostile(made, tmp_path_factory) -> Path:
     """A folder with a run whose label and every free text are hostile, and its report."""
     folder = tmp_path_factory.mktemp("hostile")
     run = folder / "r <b>$x$ `y` #z _[1](u) {k} \\"  # its label; signs that turn text round are in the others
-    shutil.copytree(made / "runs/paper-cpu", run)
+    shutil.copytree(made / "runs/precise-cpu", run)
     texts = list(HOSTILE.values())
     for path in run.glob("*/parameters.json"):
         begun = json.loads(path.read_text())
@@ -320,7 +324,7 @@ def hostile(made, tmp_path_factory) -> Path:
         begun["images"]["source"] = f"folder:{texts[2]} {texts[0]} {texts[4]}"
         begun["images"]["request"] |= {"data": texts[1], "fit": texts[5]}
         path.write_text(json.dumps(begun))
-    table = run / "benchmark/benchmark.csv"
+    table = run / "benchmark/rounds.csv"
     reason = '"' + " ".join(texts[:5]).replace('"', '""') + '"'
     table.write_text(table.read_text().replace("not measured: no CUDA device", reason))
     make_report([run], folder / "one", title=" ".join(texts[:4]), author=texts[4])
@@ -358,20 +362,19 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 def test_report_json_has_the_numbers_that_the_page_shows(made, page):
     numbers = json.loads((made / "report/build/report.json").read_text())
     text = re.sub(r"\s+", " ", page.find("main").get_text())
-    fastest = numbers["places"]["cpu"]["fastest"]["fast"]
-    assert f"is fastest with batch size {fastest['batch_size']}" in text
-    assert (
-        f"{times_text(fastest['speedup'])} as fast (too few repeats to judge) as the pipeline run image by image"
-        in text
-    )
-    assert spread_text(fastest) in text
+    place = numbers["places"]["cpu"]
+    fastest, ratio = place["best"]["best"]["fast"], place["against_pipeline"]["best"]["fast"]["image by image"]
+    assert f"is fastest with batch size {fastest['batch_size']}" in text and spread_text(fastest) in text
+    found = Estimate(*(ratio[name] for name in ("median", "low", "high", "n")))
+    assert (ratio["verdict"], verdict(found)) == ("faster", "faster")
+    assert f"{ratio_text(found)} as fast as the pipeline run image by image" in text
     for label, run in numbers["runs"].items():
         assert f"the largest difference is {scientific(run['train']['largest_weight_error'])}" in text, label
         assert f"epoch {run['train']['best_epoch']} of {run['train']['epochs']}" in text
-    for name, effect in numbers["places"]["cpu"]["effects"]["fast"].items():
-        assert f"{effect['ratio']:.2f} [{effect['least']:.2f}, {effect['most']:.2f}]" in text, name
-    for step in numbers["places"]["cpu"]["steps"][1:]:
-        assert f"{times_text(step['factor'])} [{step['low']:.3g}, {step['high']:.3g}]" in text
+    for name, effect in place["time_with_over_without"]["fast"].items():
+        assert f"{effect['median']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]" in text, name
+    for factor in place["factors"]:
+        assert f"{times_text(factor['ratio'])} [{factor['low']:.3g}, {factor['high']:.3g}]" in text
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_line(made, tmp_path):

@@ -82,12 +82,16 @@ def test_a_run_is_read_as_it_was_written(original, images):
     assert read.model.weights == read.train.weights == (0.5, 0.0, 1.0) and read.train.best_val_mse == 1e300
     assert read.train.least_squares.weights == (1, 2, 3) and read.compare.test_mse == 0.25
     np.testing.assert_array_equal(read.compare.examples["inputs"], images.images[[3, 1]])
-    assert read.study.test_images == read.train.images and read.dataset(train=True).fingerprint == images.fingerprint
-    tables = {"history": (run.HISTORY_COLUMNS, read.train.history)}
-    tables["benchmark"] = (run.BENCHMARK_COLUMNS, read.benchmark.table)
-    tables |= {name: (columns, getattr(read.study, name)) for name, columns in run.STUDY_TABLES.items()}
+    assert read.dataset(train=True).fingerprint == images.fingerprint
+    assert (read.benchmark.weights, read.benchmark.origin) == ((0.5, 0.2, 0.3), "training")
+    for row in (read.benchmark.table.iloc[0], read.study.sizes.iloc[0], read.study.libraries.iloc[0]):
+        assert row[["rounds", "seconds", "low", "high"]].tolist() == [9, 0.5, 0.2, 0.8]
+        assert row["method"] == "fast" and row["reason"] == ""
+    assert read.benchmark.measured.rounds["seconds"].tolist() == [k * 0.1 for k in range(1, 10)]
+    assert math.isnan(read.benchmark.table["mse"].item()) and read.study.sizes["peak_mib"].item() == 0.1
+    tables = [(run.HISTORY_COLUMNS, read.train.history), (run.SEED_COLUMNS, read.seeds.table)]
     expected = {"int": (1, 2), "loss": (math.inf, 1e300), "bool": (True, False), "str": (TEXT, "")}
-    for columns, table in tables.values():
+    for columns, table in tables:
         assert list(table.columns) == list(columns)
         for name, kind in columns.items():
             first, second = table[name]

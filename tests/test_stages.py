@@ -1,6 +1,7 @@
 """The stages, end to end: read back as they were made; one that was stopped ends as if nothing had been."""
 
 import copy
+import dataclasses
 import errno
 import itertools
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from conftest import altered
 from handmade import Killed, content
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,11 +25,12 @@ from transformnet_lib import (
     TrainConfig,
     benchmark_stage,
     compare_stage,
+    measure,
     read_run,
     seeds,
+    seeds_stage,
     stages,
     study_stage,
-    timing,
     train,
     train_stage,
 )
@@ -35,7 +38,6 @@ from transformnet_lib.comparison import metrics_table
 from transformnet_lib.errors import DataError, Interrupted, ParameterError, RunError
 from transformnet_lib.machine import resolve_device
 from transformnet_lib.stage_writer import StageWriter
-from transformnet_lib.timing import Setting, settings
 from transformnet_lib.training import Trainer
 
 SAME = ["epoch", "train_mse", "val_mse", "red", "green", "blue"]  # of the history, whatever the clock says
@@ -262,11 +264,15 @@ def test_what_is_out_of_range_is_refused_and_nothing_is_written(force, path, tra
         lambda: benchmark_stage(path, small, force=force),
         *[
             lambda wrong=wrong: benchmark_stage(path, test_set, **wrong, force=force)
-            for wrong in ({"devices": ["tpu"]}, {"devices": "cpu"}, {"batch_sizes": [0]}, {"repeats": 0})
+            for wrong in ({"devices": ["tpu"]}, {"devices": "cpu"}, {"batch_sizes": [0]}, {"rounds": 8})
         ],
         *[
-            lambda wrong=wrong: study_stage(path, train_set, test_set, **wrong, force=force)
-            for wrong in ({"seeds": 0}, {"repeats": 0}, {"sizes": [0]}, {"presets": ["best"]})
+            lambda wrong=wrong: seeds_stage(path, train_set, **wrong, force=force)
+            for wrong in ({"seeds": 0}, {"presets": ["best"]})
+        ),
+        *(
+            lambda wrong=wrong: study_stage(path, test_set, **wrong, force=force)
+            for wrong in ({"rounds": 8}, {"sizes": [0]})
         ],
     ]
     for call in wrong:
@@ -283,9 +289,7 @@ def test_a_forced_training_that_fails_keeps_what_is_there(path, undisturbed):
     assert read_run(path).train.training == undisturbed["precise"].train.training
 
 
-@pytest.mark.parametrize(
-    "work", [compare_stage, benchmark_stage, lambda path, images: study_stage(path, images, images)]
-)
+@pytest.mark.parametrize("work", [compare_stage, benchmark_stage, seeds_stage, study_stage])
 def test_a_later_stage_needs_a_training(work, test_set, tmp_path):
     with pytest.raises(RunError, match="there is no such folder; `transformnet train --run-dir"):
         work(tmp_path / "r", test_set)
@@ -307,7 +311,7 @@ def test_damage_in_one_stage_does_not_keep_another_from_being_made(force, path, 
 
 # compare, benchmark, study
 
-QUICK = {"devices": ["cpu"], "batch_sizes": [16], "num_workers": [], "small_batch_sizes": [], "repeats": 1}
+QUICK = {"devices": ["cpu"], "batch_sizes": [16], "num_workers": [], "small_batch_sizes": [], "seconds": 0.0}
 
 
 def test_a_comparison_is_read_back(run):
@@ -318,8 +322,10 @@ def test_a_comparison_is_read_back(run):
 
 def test_a_benchmark_is_read_back_in_full_precision(run):
     table = run.benchmark.table
-    for _, row in table[table["reason"] == ""].iterrows():
-        assert row["seconds"] == pytest.approx(sum(map(float, row["raw_seconds"].split())) / 2, rel=1e-12)  # 2 repeats
+    reference = table[(table["part"] == "sweep") & (table["method"] == "reference") & (table["reason"] == "")]
+    rounds = run.benchmark.measured.rounds_of("sweep")
+    for _, row in reference.iterrows():
+        assert row["seconds"] == rounds[rounds["method"] == row["name"]].groupby("round")["seconds"].last().median()
 
 
 def test_auto_is_measured_under_the_devices_own_name(path, test_set):
@@ -327,42 +333,67 @@ def test_auto_is_measured_under_the_devices_own_name(path, test_set):
     assert run.benchmark.parameters["devices"] == [str(resolve_device("auto"))]
 
 
+@pytest.fixture
+def short_turns(monkeypatch):
+    monkeypatch.setattr(measure, "TURN_SECONDS", 1e-9)
+
+
 @pytest.mark.parametrize("force", [True, False])
-def test_an_interrupted_benchmark_is_continued_after_the_last_group(force, path, test_set, monkeypatch):
+def test_an_interrupted_benchmark_goes_on_after_its_last_round(force, path, test_set, monkeypatch, short_turns):
     folder = path / "benchmark"
     if force:
         benchmark_stage(path, test_set, **QUICK)
         before = content(folder)
-    measure, groups = timing.Bench.measure, []
+    write, saved = StageWriter.write_table, []
 
-    def stop_at_the_third(bench, group):
-        groups.append(group)
-        if len(groups) == 3:
+    def stop_at_the_third(self, name, table):
+        write(self, name, table)
+        saved.append(name)
+        if saved.count("rounds.csv") == 3:
             raise KeyboardInterrupt
-        return measure(bench, group)
 
-    monkeypatch.setattr(timing.Bench, "measure", stop_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageWriter, "write_table", stop_at_the_third)
         benchmark_stage(path, test_set, **QUICK, force=force)
-    saved = (path / ("benchmark.new" if force else "benchmark") / "benchmark.csv").read_text()
-    assert saved.count("\n") == 1 + sum(map(len, groups[:2]))
+    rows = (path / ("benchmark.new" if force else "benchmark") / "rounds.csv").read_text()
     assert not force or content(folder) == before
     run = benchmark_stage(path, test_set, **QUICK, force=force)
-    assert (folder / "benchmark.csv").read_text().startswith(saved) and run.benchmark.sittings == 2
-    assert groups[3] == groups[2]  # the one that was interrupted, again
-    rows = [Setting(*row) for row in run.benchmark.table[list(Setting.__dataclass_fields__)].itertuples(index=False)]
-    assert rows == [setting for group in groups[:2] + groups[3:] for setting in group]
-    assert set(rows) == set(settings(["cpu"], [16], [], []))
+    assert (folder / "rounds.csv").read_text().startswith(rows) and run.benchmark.sittings == 2
+    table = run.benchmark.table
+    assert (table["rounds"] == 9).all() and set(table["part"]) == {"sweep", "best", "one thread", "factors"}
 
 
-STUDY = {"seeds": [0, 1], "sizes": [50, 100], "repeats": 1}
+@pytest.mark.parametrize(
+    ("preset", "mse", "optimum", "expected"),
+    [("precise", 1e-12, True, "training"), ("precise", 0.1, True, "least squares"), ("precise", 0.1, False, "training"),
+     ("paper", 1e-12, True, "least squares"), ("paper", 1e-12, False, "training")],
+)  # fmt: skip
+def test_the_weights_that_are_timed_are_those_worth_it(preset, mse, optimum, expected, undisturbed):
+    run = undisturbed["precise"]
+    history = run.train.history.assign(val_mse=mse)
+    config = dataclasses.replace(run.train.config, preset=preset)
+    changed = {"config": config, "history": history} | ({} if optimum else {"least_squares": None})
+    weights, origin = stages.timed_weights(altered(run, train=changed))
+    assert origin == expected
+    assert weights == (run.train.weights if origin == "training" else run.train.least_squares.weights)
+
+
+def test_a_run_of_the_recipe_times_the_optimum_and_its_own_weights(
+    undisturbed, tmp_path, test_set, short_turns
+):
+    path = shutil.copytree(undisturbed["paper"].path, tmp_path / "p")
+    run = benchmark_stage(path, test_set, **QUICK, other_weights={"other": [0.3, 0.58, 0.1]})
+    assert (run.benchmark.weights, run.benchmark.origin) == (run.train.least_squares.weights, "least squares")
+    beside = run.benchmark.table.query("part == 'best' and weights != ''")
+    assert set(beside["weights"]) == {"known", "p", "other"}
+    assert run.benchmark.parameters["other_weights"] == {"other": [0.3, 0.58, 0.1]}
+
+
 SEED_RESULTS = ["preset", "seed", "red", "green", "blue", "val_mse", "best_epoch", "epochs", "no_gradient"]
 
 
-def test_a_study_interrupted_after_any_seed_or_table_makes_only_what_is_missing(
-    path, train_set, test_set, tmp_path, monkeypatch
-):
-    finish, write, made, written = seeds.finish, StageWriter.write, [], []
+def test_seeds_interrupted_after_any_of_them_make_only_what_is_missing(path, train_set, monkeypatch):
+    finish, made = seeds.finish, []
 
     def interrupted(trainer):
         made.append((trainer.config.preset, trainer.config.seed))
@@ -370,28 +401,57 @@ def test_a_study_interrupted_after_any_seed_or_table_makes_only_what_is_missing(
             raise KeyboardInterrupt
         return finish(trainer)
 
-    def killed(self, name, text):
-        write(self, name, text)
-        written.append(name)
-        if name == "libraries.csv":
-            raise Killed
-
     monkeypatch.setattr(seeds, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        study_stage(path, train_set, test_set, **STUDY)
-    assert read_run(path).unfinished == {"study": "it was stopped, it failed, or it is at work"}
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(StageWriter, "write", killed)
-        study_stage(path, train_set, test_set, **STUDY)
+        seeds_stage(path, train_set, seeds=2)
+    assert read_run(path).unfinished == {"seeds": "it was stopped, it failed, or it is at work"}
+    run = seeds_stage(path, train_set, seeds=2)
     assert made == [("paper", 0), ("paper", 1), ("precise", 0), ("precise", 0), ("precise", 1)]
-    assert written == ["parameters.json", "seeds.csv", "seeds.csv", "libraries.csv"]
-    before = content(path / "study")
-    run = study_stage(path, train_set, test_set, **STUDY)
-    done = content(path / "study")
-    assert all(done[name] == before[name] for name in ("seeds.csv", "libraries.csv")) and run.study.sittings == 3
+    assert run.seeds.sittings == 2
     whole = seeds.study_seeds(train_set, seeds=(0, 1))
-    assert run.study.seeds[SEED_RESULTS].to_numpy().tolist() == whole[SEED_RESULTS].to_numpy().tolist()
+    assert run.seeds.table[SEED_RESULTS].to_numpy().tolist() == whole[SEED_RESULTS].to_numpy().tolist()
+
+
+def test_more_seeds_are_added_and_fewer_are_there_already(path, train_set, monkeypatch):
+    finish, made = seeds.finish, []
+    monkeypatch.setattr(seeds, "finish", lambda trainer: made.append(trainer.config.seed) or finish(trainer))
+    seeds_stage(path, train_set, seeds=1, presets=["paper"])
+    more = seeds_stage(path, train_set, seeds=3, presets=["paper"])
+    assert made == [0, 1, 2] and more.seeds.table["seed"].tolist() == [0, 1, 2]
+    assert seeds_stage(path, train_set, seeds=2, presets=["paper"]).seeds.parameters["seeds"] == [0, 1, 2]
+    assert made == [0, 1, 2] and not list(path.glob("*.new"))
+    with pytest.raises(RunError, match="seeds was made with other parameters"):
+        seeds_stage(path, train_set, seeds=[7], presets=["paper"])
+    with pytest.raises(RunError, match="seeds was made with other parameters"):
+        seeds_stage(path, train_set, seeds=5, presets=["precise"])
+
+
+STUDY = {"sizes": [50, 100]}
+
+
+def test_a_study_killed_after_any_table_measures_only_what_is_missing(path, test_set, monkeypatch, short_turns):
+    write, written = StageWriter.write, []
+
+    def killed(last):
+        def call(self, name, text):
+            write(self, name, text)
+            written.append(name)
+            if written.count(name) == last.get(name):
+                raise Killed
+
+        return call
+
+    for last in ({"library_rounds.csv": 4}, {"libraries.csv": 1}, {"sizes.csv": 1}):
+        written.clear()
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(StageWriter, "write", killed(last))
+            study_stage(path, test_set, **STUDY)
+    before = content(path / "study")
+    run = study_stage(path, test_set, **STUDY)
+    done = content(path / "study")
+    assert all(done[name] == before[name] for name in ("library_rounds.csv", "libraries.csv"))
+    assert done["size_rounds.csv"].startswith(before["size_rounds.csv"]) and run.study.sittings == 4
+    assert (run.study.libraries["rounds"] == 9).all() and (run.study.sizes["rounds"] == 9).all()
     assert run.study.sizes["images"].unique().tolist() == [50, 100]
-    assert run.study.test_images.fingerprint == test_set.fingerprint
-    with pytest.raises(RunError, match=r"seeds: \[0, 1\] → \[1\]"):
-        study_stage(path, train_set, test_set, **STUDY | {"seeds": [1]})
+    with pytest.raises(RunError, match=r"sizes: \[50, 100\] → \[50\]"):
+        study_stage(path, test_set, sizes=[50])

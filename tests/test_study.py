@@ -6,24 +6,23 @@ import itertools
 import math
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TransformNet, libraries, seeds, sizes
+from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TransformNet, libraries, measure, seeds, sizes
 from transformnet_lib.findings import studies
-from transformnet_lib.libraries import BASELINE, LIBRARIES, LIBRARY_COLUMNS, study_libraries
+from transformnet_lib.libraries import BASELINE, LIBRARIES, LIBRARY_COLUMNS, libraries_table, study_libraries
+from transformnet_lib.measure import ROUND_COLUMNS
+from transformnet_lib.model import weighted_model
 from transformnet_lib.pipeline import to_float
-from transformnet_lib.sizes import SIZE_COLUMNS, study_sizes
+from transformnet_lib.sizes import SIZE_COLUMNS, sizes_table, study_sizes
+from transformnet_lib.workbench import Workbench
 
 
 @pytest.fixture
 def exact() -> TransformNet:
-    model = TransformNet()
-    with torch.no_grad():
-        model.mix.weight.copy_(torch.tensor(GRAY_WEIGHTS).view(1, 3, 1, 1))
-    return model.eval()
+    return weighted_model(GRAY_WEIGHTS)
 
 
 def test_grey_images_have_no_optimum_to_be_compared_with(train_set):
@@ -54,28 +53,33 @@ def test_each_library_draws_about_the_same_pictures(method, flips, test_set):
     assert difference.abs().mean() < 4  # grey levels; a flip or the sides mixed up would be tens
 
 
-def test_a_library_row_has_its_spread_speedup_and_difference(exact, test_set):
-    table = study_libraries(exact, test_set.images, repeats=2)
-    assert list(table.columns) == list(LIBRARY_COLUMNS)
-    rows = table.set_index("method")
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    monkeypatch.setattr(measure, "TURN_SECONDS", 1e-9)
+
+
+def test_a_library_row_has_its_interval_speedup_and_difference(exact, test_set):
+    facts, rounds = study_libraries(exact, test_set.images[:100])
+    assert list(facts.columns) == list(LIBRARY_COLUMNS) and list(rounds.columns) == list(ROUND_COLUMNS)
+    rows = libraries_table(facts, rounds).set_index("method")
+    assert (rows["reason"] == "").all() and (rows["rounds"] == 9).all()
     assert rows.loc[BASELINE, ["speedup", "max_difference"]].tolist() == [1, 0]
-    assert rows.loc["TransformNet, the fast way", "max_difference"] < 1e-3
+    assert rows.loc["TransformNet, fast", "max_difference"] < 1e-3
     assert rows.loc["Pillow, image by image", "max_difference"] > 0.4  # it rounds to whole grey levels, twice
     assert math.isnan(rows.loc["copy: the bytes read and written once", "max_difference"])
-    for _, row in rows[rows["reason"] == ""].iterrows():
-        assert row["seconds"] == pytest.approx(np.mean(list(map(float, row["raw_seconds"].split()))))
-        assert row["speedup"] == pytest.approx(rows.loc[BASELINE, "seconds"] / row["seconds"])
+    assert (rows["low"] <= rows["seconds"]).all() and (rows["seconds"] <= rows["high"]).all()
+    assert (rows["speedup_low"] <= rows["speedup"]).all() and (rows["speedup"] <= rows["speedup_high"]).all()
 
 
 @pytest.mark.parametrize("which", [BASELINE, "Pillow, image by image"])
-def test_a_library_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_others_go_on(
+def test_a_library_that_runs_out_of_memory_in_a_round_keeps_its_row_and_the_others_go_on(
     which, exact, test_set, monkeypatch
 ):
     def prepare(images, pipeline, device):
         calls = itertools.count()
 
         def work():
-            if next(calls) == 2:  # the first is to check the output, the second the first repeat
+            if next(calls) == 2:  # the first is to check the output, the second the first round's
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore")
             return [pipeline(to_float(images))]
 
@@ -83,35 +87,45 @@ def test_a_library_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_t
 
     changed = [dataclasses.replace(method, prepare=prepare) if method.name == which else method for method in LIBRARIES]
     monkeypatch.setattr(libraries, "LIBRARIES", tuple(changed))
-    table = study_libraries(exact, test_set.images[:50], repeats=3).set_index("method")
+    table = libraries_table(*study_libraries(exact, test_set.images[:50])).set_index("method")
     assert table.loc[which, "reason"] == "not measured: CUDA out of memory. Tried to allocate 20.00 GiB."
-    assert math.isnan(table.loc[which, "seconds"]) and table.loc[which, "raw_seconds"] == ""
+    assert math.isnan(table.loc[which, "seconds"])
     others = table.drop(which)
-    assert (others["repeats"] == 3).all() and (others["reason"] == "").all()
+    assert (others["rounds"] == 9).all() and (others["reason"] == "").all()
     assert others["speedup"].isna().all() == (which == BASELINE)
 
 
-def test_a_size_that_runs_out_of_memory_in_a_later_repeat_keeps_its_row_and_the_others_go_on(
-    exact, test_set, monkeypatch
-):
-    calls = itertools.count()
+def test_a_library_whose_output_changes_while_it_is_timed_has_no_time(exact, test_set, monkeypatch):
+    def prepare(images, pipeline, device):
+        calls = itertools.count()
+        return lambda: [pipeline(to_float(images)) + 0.01 * (next(calls) > 4)]
 
-    def batched(*arguments, **options):
-        if next(calls) == 1:
+    changed = [dataclasses.replace(each, prepare=prepare) if each.package == "PIL" else each for each in LIBRARIES]
+    monkeypatch.setattr(libraries, "LIBRARIES", tuple(changed))
+    table = libraries_table(*study_libraries(exact, test_set.images[:50])).set_index("method")
+    said = "not measured: off the ground truth by 0 grey levels, after the rounds by 2.55"
+    assert table.loc["Pillow, image by image", "reason"] == said
+    assert (table.drop("Pillow, image by image")["reason"] == "").all()
+
+
+def test_a_size_that_runs_out_of_memory_in_a_round_keeps_its_row_and_the_others_go_on(exact, test_set, monkeypatch):
+    turn, calls = Workbench.turn, itertools.count()
+
+    def fails(self, name):
+        if name.startswith("batched") and next(calls) == 1:
             raise MemoryError
-        return 0.5
+        return turn(self, name)
 
-    monkeypatch.setattr(sizes, "batched_pass", batched)
-    table = study_sizes(exact, test_set.images[:50], sizes=[50], repeats=3).set_index("method")
+    monkeypatch.setattr(Workbench, "turn", fails)
+    table = sizes_table(*study_sizes(exact, test_set.images[:50], sizes=[50])).set_index("method")
     assert table.loc["batched", "reason"] == "not measured: MemoryError"
-    assert math.isnan(table.loc["batched", "seconds"])
-    assert (table.drop("batched")["repeats"] == 3).all()
+    assert math.isnan(table.loc["batched", "seconds"]) and (table.drop("batched")["rounds"] == 9).all()
 
 
 def test_a_library_that_is_not_installed_and_a_device_that_is_not_there_say_so(exact, test_set, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "kornia" else find(name))
-    table = study_libraries(exact, test_set.images[:20], devices=["cpu", "mps"], repeats=1)
+    table = libraries_table(*study_libraries(exact, test_set.images[:20], devices=["cpu", "mps"]))
     said = table.set_index(["method", "device"])["reason"]
     assert said["Kornia, batches", "cpu"].startswith("not measured: kornia is not installed (pip install")
     assert said["torchvision v2, batches", "mps"] == "not measured: no MPS device"
@@ -120,36 +134,33 @@ def test_a_library_that_is_not_installed_and_a_device_that_is_not_there_say_so(e
 
 
 def test_the_verdict_follows_the_times():
-    def table(ours: float, repeats: int = 5) -> pd.DataFrame:
-        rows = [(BASELINE, 1.0, 0.0), ("Pillow, image by image", 0.3, 1.5), ("TransformNet, the fast way", ours, 0.0)]
+    def table(ours: float, spread: float = 0.0) -> pd.DataFrame:
+        rows = [(BASELINE, 1.0, 0.0), ("Pillow, image by image", 0.3, 1.5), ("TransformNet, fast", ours, 0.0)]
         return pd.DataFrame(
             [
-                {"method": name, "device": "cpu", "seconds": s, "q1": s, "q3": s, "speedup": 1 / s, "max_difference": d,
-                 "repeats": repeats, "reason": ""} for name, s, d in rows
+                {"method": name, "device": "cpu", "seconds": s, "low": s, "high": s, "speedup": 1 / s,
+                 "speedup_low": (1 - spread) / s, "speedup_high": (1 + spread) / s, "max_difference": d, "rounds": 9,
+                 "reason": ""} for name, s, d in rows
             ]
         )  # fmt: skip
 
-    assert "is 3× as fast as the quickest of the others, Pillow" in studies.libraries_text(table(0.1))
-    assert "is slower (2× the time) than the quickest of the others, Pillow" in studies.libraries_text(table(0.6))
+    assert "is 3× [3, 3] as fast as the quickest of the others, Pillow" in studies.libraries_text(table(0.1))
+    assert "is 0.5× [0.5, 0.5] as fast as the quickest of the others, Pillow" in studies.libraries_text(table(0.6))
+    assert "is as fast (within ±3%: 1× [1, 1]) as the quickest of" in studies.libraries_text(table(0.3))
+    assert "is neither faster nor slower beyond doubt (1.2× [0.655, 2.2]) than" in (
+        studies.libraries_text(table(0.25, spread=0.294))
+    )
     assert "Not the same pictures, by more than one grey level somewhere: Pillow, image by image (1.5)" in (
         studies.libraries_text(table(0.1))
-    )
-    assert "is 3× as fast (too few repeats to judge) as the quickest of" in studies.libraries_text(
-        table(0.1, repeats=2)
     )
     assert "Its pictures differ" not in studies.libraries_text(table(0.1))
     learned = table(0.1).replace({"max_difference": {0.0: 17.7}})
     assert "Its pictures differ by up to 17.7 grey levels" in studies.libraries_text(learned)
-    assert studies.libraries_table(table(0.1))["speed-up"].tolist() == ["1×", "3.33×", "10×"]
-
-
-def test_times_whose_quartiles_lie_far_apart_have_a_star():
-    calm = {"method": "fast", "device": "cpu", "images": 10, "seconds": 1.0, "q1": 0.99, "q3": 1.01}
-    table = pd.DataFrame([calm | {"speedup": 1.0, "max_difference": 0.0, "reason": ""}])
-    for starred, spread in ((False, 0.01), (True, 0.06)):
-        table["q1"], table["q3"] = 1 - spread, 1 + spread
-        for shown in (studies.libraries_table(table), studies.sizes_table(table)):
-            assert shown["time"].iloc[0].endswith("*") is starred
+    assert studies.libraries_table(table(0.1))["speed-up"].tolist() == [
+        "1× [1, 1]",
+        "3.33× [3.33, 3.33]",
+        "10× [10, 10]",
+    ]
 
 
 # Cost over size
@@ -157,22 +168,26 @@ def test_times_whose_quartiles_lie_far_apart_have_a_star():
 
 def test_sizes_above_the_images_go_through_them_again(exact, test_set, monkeypatch):
     passed = []
-    monkeypatch.setattr(
-        sizes, "_prepare", lambda method, model, images, *_: (lambda: passed.append(len(images)) or 1.0, None)
-    )
-    monkeypatch.setattr(sizes, "SEQUENTIAL_LIMIT", 100)
-    table = study_sizes(exact, test_set.images[:40], sizes=[100, 30, 200], repeats=2)
-    assert list(table.columns) == list(SIZE_COLUMNS)
-    assert table["images"].tolist() == [30] * 4 + [100] * 4 + [200] * 3  # rising; image by image only up to the limit
-    assert "sequential" not in set(table[table["images"] == 200]["method"])
+    monkeypatch.setattr(Workbench, "turn", lambda self, name: passed.append((name, len(self.images))) or 1.0)
+    monkeypatch.setattr(sizes, "LIMITS", {"sequential": 100, "reference": 150})
+    facts, rounds = study_sizes(exact, test_set.images[:40], sizes=[100, 30, 200])
+    assert list(facts.columns) == list(SIZE_COLUMNS) and list(rounds.columns) == ["size", *ROUND_COLUMNS]
+    table = sizes_table(facts, rounds)
+    assert table["images"].tolist() == [30] * 4 + [100] * 4 + [200] * 2  # rising; the slow methods up to their limits
+    assert set(table[table["images"] == 200]["method"]) == {"batched", "fast"}
     assert table[table["images"] == 100]["seconds"].tolist() == [3.0] * 4  # 40, 40 and 20 images
-    assert passed[: 4 * 2] == [30] * 8 and passed[8:11] == [40, 40, 20]
+    fast = [count for name, count in passed if name == "fast cpu 512"]
+    assert fast == [30] * 9 + [40, 40, 20] * 9 + [40] * 5 * 9
 
 
-def test_every_way_is_measured_for_every_size(exact, test_set):
-    table = study_sizes(exact, test_set.images, sizes=[100, 700], repeats=1)
-    assert (table["reason"] == "").all() and (table["seconds"] > 0).all()
-    assert table["peak_mib"].min() > 100
+def test_every_method_is_measured_for_every_size_and_no_size_twice(exact, test_set):
+    saved = []
+    done = study_sizes(exact, test_set.images, sizes=[100, 700], save=lambda *tables: saved.append(tables))
+    table = sizes_table(*done)
+    assert (table["reason"] == "").all() and (table["seconds"] > 0).all() and (table["rounds"] == 9).all()
+    assert table["peak_mib"].min() > 100 and [len(facts) for facts, _ in saved] == [4, 8]
+    again = study_sizes(exact, test_set.images, sizes=[100, 700], done=saved[0])
+    assert again[1].head(len(saved[0][1])).equals(saved[0][1]) and len(again[0]) == 8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a process' largest memory")
@@ -191,13 +206,13 @@ def test_growth_is_put_into_words(power, words):
     counts = [1_000, 10_000, 100_000]
     seconds = [(n / 1000) ** power / 10 for n in counts]
     table = pd.DataFrame(
-        {"method": "fast", "images": counts, "seconds": seconds, "q1": seconds, "q3": seconds,
+        {"method": "fast", "images": counts, "seconds": seconds, "low": seconds, "high": seconds,
          "peak_mib": [800.0, 801, 802], "reason": ""}
     )  # fmt: skip
     text = studies.sizes_text(table)
-    assert f"time grows {words} for “model, the fast way”." in text
+    assert f"time grows {words} for “model, the fast method”." in text
     assert "process was 800 MiB for 1,000 images, 801 MiB for 10,000 images and 802 MiB for 100,000 images." in text
     (row,) = studies.sizes_table(table).to_dict("records")
-    assert (row["Way"], row["images"]) == ("model, the fast way", "100,000")
+    assert (row["Method"], row["images"]) == ("model, the fast method", "100,000")
     assert row["µs an image"] == f"{10 * seconds[-1]:.3g}"
     assert row["time grows as images to the power"] == f"{power:.2f}"

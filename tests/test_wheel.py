@@ -56,7 +56,7 @@ def test_the_wheel_holds_every_file_of_the_project_that_the_commands_need(wheel)
 def test_the_installed_wheel_trains_reports_and_infers(installed, tmp_path):
     few = ("--device", "cpu", "--preset", "paper", "--data", "photos", "--limit", 600, "--epochs", 1)
     run(installed / "transformnet", "train", "--run-dir", "runs/paper-cpu", *few, cwd=tmp_path)
-    done = run(installed / "transformnet", "report", "--repeats", 1, *few, cwd=tmp_path)
+    done = run(installed / "transformnet", "report", "--seconds", 0, *few, cwd=tmp_path)
     assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]
     images = tmp_path / "images"
     images.mkdir()
@@ -68,4 +68,6 @@ def test_the_installed_wheel_trains_reports_and_infers(installed, tmp_path):
 
 def test_the_installed_wheel_has_the_reference_run(installed, tmp_path):
     code = "import transformnet_lib; (run,) = transformnet_lib.read_runs([]); print(run.label, *run.stages)"
-    assert run(installed / "python", "-c", code, cwd=tmp_path).stdout == "paper-cpu-small† train compare benchmark\n"
+    assert (
+        run(installed / "python", "-c", code, cwd=tmp_path).stdout == "paper-cpu-small† train compare benchmark seeds\n"
+    )

@@ -250,6 +250,7 @@ def report(
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
     from .files import check_path
+    from .findings.text import percent
     from .report import check_front, make_report, make_runs, refuse_others
     from .run import read_runs, shipped_runs
     from .sizes import SIZES
@@ -276,6 +277,8 @@ def report(
     numbers = json.loads(files[-1].read_text())
     first, _, _ = one_line(numbers["answer"]).partition(". ")
     typer.echo(f"{first}.", err=True)
+    for title, place in numbers["places"].items():
+        typer.echo(f"{one_line(title)}: speed-ups are good to ±{percent(place['precision'])}", err=True)
 
 
 @app.command()

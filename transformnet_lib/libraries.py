@@ -173,7 +173,10 @@ def libraries_table(facts: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     """The facts with times and speed-ups over torchvision image by image, and `reason` where there are none."""
     names = [name_of(method, device) for method, device in zip(facts["method"], facts["device"], strict=True)]
     times = summary(seconds_of(rounds), name_of(BASELINE, "cpu")).reindex(names).reset_index(drop=True)
-    return facts.join(times).assign(reason=[reasons_of(rounds).get(name, "") for name in names])
+    reasons = reasons_of(rounds)
+    table = facts.join(times).assign(reason=[reasons.get(name, "") for name in names])
+    table.loc[table["seconds"].isna() & (table["reason"] == ""), "reason"] = "not measured"
+    return table
 
 
 def _methods(model: TransformNet, images: Tensor, device: torch.device) -> Iterator[tuple[str, Callable]]:

@@ -191,6 +191,8 @@ def rounds(
     check_rounds(least, seconds, precision)
     table = pd.DataFrame(columns=list(ROUND_COLUMNS)) if done is None else done
     before = int(table["round"].max()) if len(table) else 0
+    if not methods:
+        return table
     with tqdm(desc=title, unit="round", total=max(least, before), initial=before, leave=False) as bar:
         for number in itertools.count(before + 1):
             if not number <= least and _ended(table, seconds, precision, estimates, bar):

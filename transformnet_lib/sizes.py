@@ -110,7 +110,9 @@ def sizes_table(facts: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
         times = summary(seconds_of(own), "sequential").reindex(of_size["method"])
         reasons = [reasons_of(own).get(method, "") for method in of_size["method"]]
         parts.append(of_size.reset_index(drop=True).join(times.reset_index(drop=True)).assign(reason=reasons))
-    return pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts, ignore_index=True)
+    table.loc[table["seconds"].isna() & (table["reason"] == ""), "reason"] = "not measured"
+    return table
 
 
 def check_sizes(sizes: Sequence[int]) -> None:

@@ -49,10 +49,8 @@ def test_no_process_of_the_report_asks_another_machine_for_anything(made):
 
 
 def test_each_run_has_its_stages_and_notebooks(made):
-    for label, stages in (
-        ("paper-cpu", ["train", "compare"]),
-        ("precise-cpu", ["train", "compare", "benchmark", "seeds"]),
-    ):
+    stages_of = {"paper-cpu": ["train", "compare"], "precise-cpu": ["train", "compare", "benchmark", "seeds"]}
+    for label, stages in stages_of.items():
         run = read_run(made / "runs" / label)
         assert (list(run.stages), run.unfinished) == (stages, {})
         for stage in stages:

@@ -269,8 +269,8 @@ def test_what_is_out_of_range_is_refused_and_nothing_is_written(force, path, tra
         *[
             lambda wrong=wrong: seeds_stage(path, train_set, **wrong, force=force)
             for wrong in ({"seeds": 0}, {"presets": ["best"]})
-        ),
-        *(
+        ],
+        *[
             lambda wrong=wrong: study_stage(path, test_set, **wrong, force=force)
             for wrong in ({"rounds": 8}, {"sizes": [0]})
         ],
@@ -378,9 +378,7 @@ def test_the_weights_that_are_timed_are_those_worth_it(preset, mse, optimum, exp
     assert weights == (run.train.weights if origin == "training" else run.train.least_squares.weights)
 
 
-def test_a_run_of_the_recipe_times_the_optimum_and_its_own_weights(
-    undisturbed, tmp_path, test_set, short_turns
-):
+def test_a_run_of_the_recipe_times_the_optimum_and_its_own_weights(undisturbed, tmp_path, test_set, short_turns):
     path = shutil.copytree(undisturbed["paper"].path, tmp_path / "p")
     run = benchmark_stage(path, test_set, **QUICK, other_weights={"other": [0.3, 0.58, 0.1]})
     assert (run.benchmark.weights, run.benchmark.origin) == (run.train.least_squares.weights, "least squares")

@@ -1,4 +1,7 @@
 import gc
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -182,6 +185,22 @@ def test_on_cuda_the_fast_method_gives_every_image_once_too(model, shuffle):
         outputs = torch.cat([output.cpu() for output in work.outputs()])
     assert len(order.unique()) == 1000 and len(junk) == 100
     torch.testing.assert_close(outputs, model(images / 255).detach()[order], rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sockets with paths")
+def test_loader_processes_that_cannot_be_reached_are_an_error_in_bounded_time(tmp_path):
+    folder = tmp_path / ("x" * 90)  # a socket's path has at most 107 bytes
+    folder.mkdir()
+    code = """if True:
+        import torch
+        from transformnet_lib import TransformNet, methods
+        methods.LOADER_SECONDS = 3
+        options = dict(batch_size=8, shuffle=False, drop_last=False, num_workers=1)
+        methods.test_inference_time(TransformNet(), images=torch.zeros(16, 3, 32, 32), device="cpu", **options)
+    """
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert "RuntimeError: the loader processes gave no batch in 3 s; if TMPDIR is a path of more than" in done.stderr
 
 
 # Steps within a batch

@@ -279,8 +279,16 @@ class LoaderPass(Pass):
     """Batch by batch, as the loader gives them: copied to the device, then the network."""
 
     def outputs(self) -> Iterator[Tensor]:
-        for (batch,) in self.loader:
-            yield self.network(batch.to(self.device))
+        try:
+            for (batch,) in self.loader:
+                yield self.network(batch.to(self.device))
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            raise RuntimeError(
+                f"the loader processes gave no batch in {LOADER_SECONDS} s; if TMPDIR is a path of more than 77 "
+                "characters, set a shorter one"
+            ) from error
 
 
 class PinnedBatches(Dataset):

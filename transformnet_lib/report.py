@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -95,17 +96,21 @@ def execute(
     try:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)  # papermill would follow a link and wait for a pipe
-        _interruptibly(
-            name,
-            lambda **hooks: papermill.execute_notebook(
-                _literal(source),
-                _literal(unfinished),
-                parameters,
-                progress_bar={"desc": doing or name, "leave": False},
-                shutdown_kernel="immediate",  # nothing is left to do then, and Python takes a second to unload all
-                **hooks,
-            ),
-        )
+        progress = CellProgress(doing or name)
+        with progress.bar:
+            _interruptibly(
+                name,
+                lambda **hooks: papermill.execute_notebook(
+                    _literal(source),
+                    _literal(unfinished),
+                    parameters,
+                    progress_bar=False,
+                    on_cell_start=progress.start,
+                    stderr_file=progress,
+                    shutdown_kernel="immediate",  # nothing is left to do then, and Python takes a second to unload all
+                    **hooks,
+                ),
+            )
         check_executed(unfinished)
         with unfinished.open("r+b") as file:
             os.fsync(file.fileno())  # papermill does not, so a power cut could leave the new name on half a notebook
@@ -125,6 +130,26 @@ def execute(
         print(file=sys.stderr)  # papermill leaves its progress bar on the line
         place = Path(error.filename2 or error.filename or unfinished)
         raise NotebookError(f"{place}: cannot be written ({error.strerror or error})") from error
+
+
+class CellProgress:
+    """Shows in a terminal which cell of a notebook runs, and the bar that the cell itself draws on stderr."""
+
+    def __init__(self, title: str):
+        self.bar = tqdm(desc=title, bar_format="{desc}: cell {n_fmt} [{elapsed}]{postfix}", leave=False)
+
+    def start(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        self.bar.n = cell_index + 1
+        self.bar.set_postfix_str("")
+
+    def write(self, text: str) -> None:
+        """As a file, to which papermill writes the stderr of the kernel."""
+        *_, last = re.split(r"[\r\n]", text)
+        if last.strip():
+            self.bar.set_postfix_str(re.sub(r"\|.*\|", "", last).strip())  # without its drawing: there is no room
+
+    def flush(self) -> None:
+        """What is written is shown at once."""
 
 
 def _literal(path: Path) -> str:

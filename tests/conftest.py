@@ -43,7 +43,7 @@ def run(tmp_path_factory, train_set, test_set) -> Run:
     path = tmp_path_factory.mktemp("runs") / "small"
     train_stage(path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
     compare_stage(path, test_set)
-    sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0], "repeats": 2}
+    sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0], "rounds": 9, "seconds": 0.0}
     benchmark_stage(path, test_set, devices=["cpu", "cuda"], **sweep)
     return read_run(path)
 
@@ -81,7 +81,7 @@ def made(tmp_path_factory) -> Path:
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent / "audit"), os.environ.get("PYTHONPATH")]))
     done = command(
         "transformnet", "report", "--device", "cpu", "--data", "photos", "--limit", 1000, "--epochs", 60,
-        "--repeats", 2, "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
+        "--seconds", 0, "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
         PYTHONPATH=path, TRANSFORMNET_AUDIT=str(folder / "network.log"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
+from matplotlib.container import ErrorbarContainer
 
 from transformnet_lib import figures
 
@@ -64,3 +65,59 @@ def test_curves_differ_in_more_than_colour():
     ax = figures.history_curves(plt.subplots()[1], dict.fromkeys("abcdefg", history), "val_mse")
     looks = {(line.get_marker(), line.get_linestyle()) for line in ax.get_lines()}
     assert len(looks) == 7
+
+
+def intervals(ax, axis: int = 1) -> list[list[float]]:
+    """The ends of the error bars on an axis (0: x, 1: y), container by container."""
+    collections = [
+        bars for container in ax.containers if isinstance(container, ErrorbarContainer) for bars in container[2]
+    ]
+    return [[*bar[:, axis]] for bars in collections for bar in bars.get_segments()]
+
+
+def test_speedups_are_drawn_over_batch_sizes_with_their_intervals():
+    """Rows with drop_last, of another device, of another part or without a time are not drawn."""
+    columns = ["part", "method", "device", "batch_size", "shuffle", "drop_last", "speedup", "reason"]
+    rows = [
+        ("small", "fast", "cuda", 8, False, False, 5.0, ""),
+        ("sweep", "fast", "cuda", 64, False, False, 20.0, ""),
+        ("sweep", "fast", "cuda", 16, False, False, 10.0, ""),
+        ("sweep", "fast", "cuda", 16, True, False, 9.0, ""),
+        ("sweep", "fast", "cuda", 16, True, True, 99.0, ""),
+        ("sweep", "fast", "cpu", 16, False, False, 98.0, ""),
+        ("best", "fast", "cuda", 16, False, False, 97.0, ""),
+        ("sweep", "reference", "cuda", 16, False, False, float("nan"), "not measured: why"),
+        ("sweep", "batched", "cpu", 16, False, False, 2.0, ""),
+        ("best", "copy", "cuda", 1, False, False, 50.0, ""),
+        ("best", "copy", "cpu", 1, False, False, 96.0, ""),
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.assign(speedup_low=table["speedup"] * 0.9, speedup_high=table["speedup"] * 1.2)
+    ax = figures.speedup_curves(plt.subplots()[1], table, "cuda", title="a$b (cuda)")
+    curves = {each.get_label(): each[0].get_xydata().tolist() for each in ax.containers}
+    assert curves == {
+        "model, the fast method, in order": [[8, 5], [16, 10], [64, 20]],
+        "model, the fast method, shuffled": [[16, 9]],
+        "pipeline, in batches (CPU)": [[16, 2]],
+    }
+    assert intervals(ax) == [pytest.approx([speedup * 0.9, speedup * 1.2]) for speedup in (5, 10, 20, 9, 2)]
+    lines = {line.get_label(): set(line.get_ydata()) for line in ax.get_lines() if len(line.get_ydata()) == 2}
+    assert lines["copy: bytes moved once"] == {50} and lines["pipeline, image by image (CPU)"] == {1}
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("batch size (images)", "speed-up over image by image (×)")
+
+
+def test_bars_end_at_the_speedups_of_their_cells():
+    names = ["model, rows", "folded, batches", "folded, batches, known weights"]
+    cells = pd.DataFrame(
+        {"name": names, "speedup": [0.8, 20.0, 19.0], "low": [0.7, 18.0, 17.0], "high": [1, 25.0, 22.0]}
+    )
+    ax = figures.speedup_bars(plt.subplots()[1], cells, copy=50.0, title="the CPU")
+    assert [bar.get_x() + bar.get_width() for bar in ax.patches] == pytest.approx([0.8, 20, 19])
+    assert intervals(ax, 0) == [pytest.approx(each) for each in ([0.7, 1], [18, 25], [17, 22])]
+    model, folded, known = (bar.get_facecolor() for bar in ax.patches)
+    assert model != folded == known and [bool(bar.get_hatch()) for bar in ax.patches] == [False, False, True]
+    assert [text.get_text().strip() for text in ax.texts] == ["0.8×", "20×", "19×", "copy 50×"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == names
+    assert [set(line.get_xdata()) for line in ax.get_lines()[-2:]] == [{50}, {1}]
+    alone = figures.speedup_bars(plt.subplots()[1], cells, copy=None, title="the CPU")
+    assert len(alone.texts) == 3

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import transformnet_lib.run
 from transformnet_lib import Pipeline, Run, TrainConfig
+from transformnet_lib.benchmarking import BATCH_SIZES
 from transformnet_lib.cli import app, full_sweep
 from transformnet_lib.findings import provenance
 from transformnet_lib.findings.abstract import answer
@@ -55,9 +56,18 @@ def test_the_commands_ask_for_what_the_run_was_made_with(run, asked, preset, cha
     size = trained.get("output_size", 28)
     assert pipeline == Pipeline((size, size), trained.get("hflip", True), trained.get("vflip", True))
     assert compared["indices"] == [1, 5]
-    for name in ("devices", "batch_sizes", "repeats"):
+    for name in ("devices", "batch_sizes", "seconds"):
         assert timed[name] == run.benchmark.parameters[name]
-    assert full_sweep()["repeats"] != timed["repeats"]
+    assert full_sweep()["seconds"] != timed["seconds"] and "rounds" not in timed  # the command's own is left out
+
+
+def test_what_the_benchmark_was_asked_for_beyond_the_defaults_is_an_option(run):
+    asked = {"rounds": 12, "seconds": 60.0, "precision": 0.01, "other_weights": {"a b": [0.3, 0.6, 0.1]}}
+    made = altered(run, benchmark={"parameters": {"devices": ["cpu"], "batch_sizes": list(BATCH_SIZES), **asked}})
+    assert split(provenance.run_commands(made)[-1]) == [
+        "transformnet", "benchmark", "--run-dir", "small", "--device", "cpu", "--rounds", "12", "--precision", "0.01",
+        "--beside", "a b",
+    ]  # fmt: skip
 
 
 def test_what_no_command_can_ask_for_is_said(run):
@@ -95,8 +105,8 @@ def shipped(run, tmp_path, monkeypatch) -> Run:
         begun = json.loads(path.read_text())
         begun["environment"] |= {"device": "cuda", "device_name": "Some GPU"}
         path.write_text(json.dumps(begun))
-    table = folder / "benchmark/benchmark.csv"
-    table.write_text(re.sub("^(reference|fast|folded|copy),cpu", r"\1,cuda:7", table.read_text(), flags=re.M))
+    for table in (folder / "benchmark/settings.csv", folder / "benchmark/rounds.csv"):  # fast,cpu and fast cpu 16
+        table.write_text(re.sub(r"\b(reference|fast|copy)([, ])cpu\b", r"\1\2cuda:7", table.read_text()))
     monkeypatch.setattr(transformnet_lib.run, "REFERENCE", tmp_path / "reference")
     return read_run(folder)
 
@@ -145,9 +155,10 @@ def test_numbers_are_strict_json_and_those_of_the_runs(run):
     assert found["stages"]["train"]["images"] == run.train.images.model_dump(mode="json")
     (place,) = places([run])
     cpu = numbers["places"]["cpu"]
-    assert cpu["fastest"]["fast"]["seconds"] == place.best("fast")["seconds"]
-    ratio = cpu["against_pipeline"]["fast"]["batched"]["ratio"]
-    assert ratio == place.best("fast")["speedup"] / place.baseline("batched")["speedup"]
-    assert len(found["benchmark"]) == len(place.table)
+    assert cpu["best"]["best"]["fast"]["seconds"] == place.best("fast")["seconds"]
+    ratio, expected = cpu["against_pipeline"]["best"]["fast"]["in batches"], vars(place.against("fast", "batched"))
+    assert {name: ratio[name] for name in expected} == expected
+    assert cpu["rounds"]["sweep"]["rounds"] == 9 and cpu["rounds"]["workers"]["rounds"] == 0
+    assert len(found["benchmark"]) == len(run.benchmark.table)
     assert found["train"]["preset"] == "precise"
     assert numbers["paper"]["table1"][0]["seconds"] == 0.4121

@@ -13,7 +13,7 @@ from .learning import preset_text
 from .places import Place, places
 from .speed import LEVEL_NAMES, RIVALS, SWEEP, against_text
 from .table1 import not_measured
-from .text import code, counted, escape, listed, percent, ratio_text, scientific, times_text
+from .text import code, counted, decimals, escape, listed, percent, ratio_text, scientific, times_text
 
 SHORT = {"reference": "the paper's way", "fast": "the fast way"}  # to run the model
 HALF_A_LEVEL = 0.5 / 255  # of a pixel: below it, an 8-bit picture is the same
@@ -69,7 +69,8 @@ def _closeness(best: Run | None) -> str:
 def _verdict(closest: Run | None, place: Place | None, runs: Sequence[Run]) -> str:
     """Whether the model is faster than the pipeline, image by image and in batches, at the quickest place."""
     if place is None:
-        return f"; no time of the model was taken. {not_measured(runs)}".rstrip(" .")
+        taken = "its best settings were not measured again" if places(runs) else "no time of the model was taken"
+        return f"; {taken}. {not_measured(runs)}".rstrip(" .")
     method, model = quickest_method(place), "they are"
     if place.run is not closest:
         model = f"such a model, timed with the weights of {code(place.run.label)}, is"
@@ -103,22 +104,24 @@ def _speed(place: Place) -> str:
         for method, row in found.items()
         if row is not None and method in names
     ]
-    pipeline = [f"{_per_image(found[rival])} {name}" for rival, name in RIVALS.items() if found[rival] is not None]
+    rivals = [f"{_per_image(found[rival])} run {name}" for rival, name in RIVALS.items() if found[rival] is not None]
+    pipeline = f"; the pipeline, on the CPU, {listed(rivals)}" if rivals else ""
     best = place.best(quickest_method(place))
     machine = place.run.benchmark.environment
     chip = machine.cpu if place.device == "cpu" else machine.device_name
     return (
-        f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes {listed(model)}; the "
-        f"pipeline, on the CPU, {listed(pipeline)}. These are the best of the settings {SWEEP}, measured again in "
-        f"rounds of their own, with the intervals of {counted(best['rounds'], 'round')}. The speed-ups of the sweep "
-        f"are good to ±{percent(place.precision)}."
+        f"On {place.name} ({escape(chip)}, {counted(machine.threads, 'thread')}) the model takes {listed(model)}"
+        f"{pipeline}. These are the best of the settings {SWEEP}, measured again in rounds of their own, with the "
+        f"intervals of {counted(best['rounds'], 'round')}. The speed-ups of the sweep are good to "
+        f"±{percent(place.precision)}."
     )
 
 
 def _per_image(row: pd.Series) -> str:
     """The time per image, with its interval."""
     median, low, high = (1e6 * row[name] / row["images"] for name in ("seconds", "low", "high"))
-    return f"{median:.3g} [{low:.3g}, {high:.3g}] µs per image"
+    digits = decimals(median)
+    return f"{median:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}] µs per image"
 
 
 def subject(runs: Sequence[Run]) -> str:

@@ -95,9 +95,9 @@ class Place:
             rows[rows["batch_size"] == size].set_index(["shuffle", "drop_last"])["name"]
             for size in (rows["batch_size"].min(), rows["batch_size"].max())
         )
-        return (
-            None if rows["batch_size"].nunique() < 2 else self.pooled([(small[key], large[key]) for key in small.index])
-        )
+        if rows["batch_size"].nunique() < 2:
+            return None
+        return self.pooled([(small[key], large[key]) for key in small.index if key in large.index])
 
     def wins(self, method: str) -> pd.DataFrame:
         """Whether a method beats the pipeline in every setting of a batch size, beyond doubt: a row per batch size.
@@ -107,16 +107,16 @@ class Place:
         found = {}
         for part in ("small", "sweep"):
             for size, rows in self.rows(method, part).groupby("batch_size"):
-                batched = self.rows("batched", part).query(f"batch_size == {size}")["name"]
-                rivals = {"image by image": ["sequential"], "in batches": list(batched)}
+                batched = self.rows("batched", part).query(f"batch_size == {size}")
+                rivals = {"image by image": self.rows("sequential", part), "in batches": batched}
                 found[size] = {
-                    rival: bool(names)
+                    rival: len(others) > 0
                     and all(
                         verdict(self.measured.ratio(part, name, other)) == "faster"
                         for name in rows["name"]
-                        for other in names
+                        for other in others["name"]
                     )
-                    for rival, names in rivals.items()
+                    for rival, others in rivals.items()
                 }
         return pd.DataFrame.from_dict(found, orient="index").sort_index()
 
@@ -177,21 +177,19 @@ class Place:
         return math.inf if gain <= 0 else own["setup_seconds"] / gain
 
     @property
-    def precision(self) -> float | None:
+    def precision(self) -> float:
         """Half the width of a speed-up's interval, as a part of it: the median over the sweep's rows here."""
         rows = pd.concat([self.rows(method) for method in ("batched", *SWEPT)])
-        return (
-            None if rows.empty else float(((rows["speedup_high"] - rows["speedup_low"]) / 2 / rows["speedup"]).median())
-        )
+        return float(((rows["speedup_high"] - rows["speedup_low"]) / 2 / rows["speedup"]).median())
 
 
 def places(runs: Sequence[Run]) -> list[Place]:
-    """Every device on which a run timed the model; where several runs did, names say whose."""
+    """Every device on which a run timed the model beside the pipeline; where several runs did, names say whose."""
     timed = [run for run in runs if run.benchmark]
     found = []
     for run in timed:
         table = run.benchmark.table
-        swept = (table["part"] == "sweep") & table["method"].isin(SWEPT) & (table["reason"] == "")
+        swept = (table["part"] == "sweep") & table["method"].isin(SWEPT) & table["speedup"].notna()
         for device in dict.fromkeys(table.loc[swept, "device"]):
             name, title = device_text(device), device
             if len(timed) > 1:

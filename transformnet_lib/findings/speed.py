@@ -6,14 +6,19 @@ import pandas as pd
 
 from .. import paper
 from ..benchmarking import KNOWN, NUM_WORKERS_BATCH_SIZE
-from ..measure import CONFIDENCE, EQUAL, Estimate, verdict
+from ..measure import CONFIDENCE, DISTURBED, EQUAL, Estimate, verdict
 from .places import Place
 from .text import code, counted, escape, listed, percent, ratio_text, scientific, spread_text, times_text
 
 SWEEP = "swept over batch size, shuffle and drop_last"  # the paper's table; small batch sizes are not
 INTERVAL = f"the median over the rounds and its {CONFIDENCE:.0%} interval"
 METHODS = {"reference": "the model run the paper's way", "fast": "the model run the fast way"}
-EFFECTS = {"faster": "costs time", "slower": "saves time", "equal": "makes no difference", "open": "stays open"}
+EFFECTS = {
+    "faster": "costs time",
+    "slower": "saves time",
+    "equal": "makes no difference",
+    "open": "may or may not matter",
+}
 
 
 def setting_text(row: pd.Series) -> str:
@@ -95,18 +100,15 @@ def precision(place: Place) -> str:
     """How good the times of a place are, and how often the machine did other work."""
     found = place.measured.disturbed("sweep")
     again = (
-        f" {counted(found['again'], 'round')} in which other programs took the processor had been measured again."
+        f" {counted(found['again'], 'disturbed round')} {'was' if found['again'] == 1 else 'were'} measured again."
         if found["again"]
         else ""
     )
-    disturbed = (
-        f" In {found['disturbed']} of them other programs took more than a tenth of the processors' time."
-        if found["disturbed"]
-        else " The system counted no disturbance by other programs in them."
-    )
     return (
         f"On {place.name} the sweep took {counted(found['rounds'], 'round')}, and its speed-ups are good to "
-        f"±{percent(place.precision)} (half an interval, the median of the settings).{again}{disturbed}"
+        f"±{percent(place.precision)} (half an interval, the median of the settings).{again} Other "
+        f"programs took more than {DISTURBED:.0%} of the processors' time in {found['disturbed'] or 'none'} of the "
+        "rounds that count, as far as the system tells."
     )
 
 
@@ -125,22 +127,30 @@ def set_up(place: Place) -> str:
     ]
     return (
         f"Setting up the fast method on {place.name} (folding, the loader, on CUDA pinned memory and graphs) takes "
-        f"{1000 * own['setup_seconds']:.3g} ms once, paid back {listed(told)}."
+        f"{1000 * own['setup_seconds']:.3g} ms once{', paid back ' * bool(told)}{listed(told)}."
     )
 
 
 def other_weights(place: Place) -> str:
     """Whether other weights, the pipeline's own among them, take another time than those of the model; or empty."""
-    best, parts = place.best("fast"), []
+    best, parts, verdicts = place.best("fast"), [], set()
     if best is None:
         return ""
     for weights in dict.fromkeys(place.measured.table.query("part == 'best' and weights != ''")["weights"]):
         row = place.best_with(weights)
         if row is not None:
             ratio = place.measured.ratio("best", row["name"], best["name"])
-            whose = "the pipeline's own, without any training" if weights == KNOWN else f"those of {code(weights)}"
+            verdicts.add(verdict(ratio))
+            whose = "the pipeline's own, without any training," if weights == KNOWN else f"those of {code(weights)}"
             parts.append(f"with {whose} it is {against_text(ratio)} with those trained")
-    return f"The fast method's speed does not come from training: {'; '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    told = "The fast method's speed does not come from training"
+    if "slower" in verdicts:
+        told = "The fast method's speed depends on its weights"
+    elif "open" in verdicts:
+        told = "Whether the fast method's speed depends on its weights stays open"
+    return f"{told}: {'; '.join(parts)}."
 
 
 # From which batch size on
@@ -160,7 +170,9 @@ def wins_from(place: Place, method: str) -> str:
             parts.append(f"beats the pipeline {name} only at batch sizes {listed(list(map(str, sizes)))}")
         else:
             parts.append(f"does not beat the pipeline {name} at any batch size measured")
-    return f"On {place.name}, {METHODS[method]}, with any shuffle and drop_last, {parts[0]}, and it {parts[1]}."
+    return (
+        f"With every shuffle and drop_last measured, {METHODS[method]} on {place.name} {parts[0]}, and it {parts[1]}."
+    )
 
 
 def from_size(won: pd.Series) -> int | None:
@@ -210,15 +222,8 @@ def effects(place: Place) -> str:
 def workers_verdict(place: Place) -> str | None:
     """Whether raising num_workers "helps", "makes it slower", "makes no difference" or is "open"; None: unmeasured."""
     verdicts = {verdict(ratio) for _, ratio in place.workers().values()}
-    if not verdicts:
-        return None
-    if "faster" in verdicts:
-        return "helps"
-    return (
-        {"slower": "makes it slower", "equal": "makes no difference"}.get(verdicts.pop(), "open")
-        if len(verdicts) == 1
-        else "open"
-    )
+    words = {"faster": "helps", "open": "open", "slower": "makes it slower", "equal": "makes no difference"}
+    return next((word for each, word in words.items() if each in verdicts), None)
 
 
 def workers_effect(place: Place) -> str:
@@ -234,7 +239,8 @@ def workers_effect(place: Place) -> str:
     }[workers_verdict(place)]
     (none,) = place.rows("reference", "workers").query("num_workers == 0").to_dict("records")
     times = [
-        f"with {count} ({spread_text(row)}) it is {against_text(ratio)} that" for count, (row, ratio) in found.items()
+        f"with {count} ({spread_text(row)}) it is {against_text(ratio)} without"
+        for count, (row, ratio) in found.items()
     ]
     return (
         f"On {place.name}, {told}: at batch size {NUM_WORKERS_BATCH_SIZE} a pass without any takes "
@@ -280,8 +286,8 @@ def contributions(place: Place) -> str:
     if bound is not None:
         limit = f" Moving the same bytes once, with no work at all, takes {spread_text(bound)}."
     return (
-        f"On {place.name}, in batches of {place.step('resize')['batch_size']}, in order, as a factor of speed and all "
-        f"else equal: {'; '.join(parts)}.{limit}{_why_slow(place)}"
+        f"On {place.name}, in batches of {place.best('folded-batches-uint8', 'factors')['batch_size']}, in order, as a "
+        f"factor of speed and all else equal: {'; '.join(parts)}.{limit}{_why_slow(place)}"
     )
 
 
@@ -303,7 +309,7 @@ def cells(place: Place) -> pd.DataFrame:
     Columns: name, speedup, low, high; in the order of the speed-ups.
     """
     table = place.measured.table
-    rows = table[(table["part"] == "factors") & (table["device"] == place.device) & (table["reason"] == "")]
+    rows = table[(table["part"] == "factors") & (table["device"] == place.device) & table["speedup"].notna()]
     found = []
     for row in rows.to_dict("records"):
         network, _, rest = row["method"].partition("-")

@@ -66,7 +66,8 @@ def ratio_text(ratio: Estimate) -> str:
     >>> ratio_text(Estimate(5.61, 5.4, 5.9, 9))
     '5.61× [5.4, 5.9]'
     """
-    return f"{times_text(ratio.median)} [{ratio.low:.3g}, {ratio.high:.3g}]"
+    low, high = (f"{end:,.0f}" if end >= 1000 else f"{end:.3g}" for end in (ratio.low, ratio.high))
+    return f"{times_text(ratio.median)} [{low}, {high}]"
 
 
 def percent(part: float) -> str:
@@ -105,7 +106,7 @@ def listed(parts: Sequence[str]) -> str:
     >>> listed(["a", "b", "c"])
     'a, b and c'
     """
-    *first, last = parts
+    *first, last = parts or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 

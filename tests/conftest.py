@@ -80,7 +80,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent / "audit"), os.environ.get("PYTHONPATH")]))
     done = command(
-        "transformnet", "report", "--device", "cpu", "--data", "photos", "--limit", 1000, "--epochs", 60,
+        "transformnet", "report", "--device", "cpu", "--data", "photos", "--limit", 600, "--epochs", 100,
         "--seconds", 0, "--title", "A <b>bold</b> $title$ #1", "--author", "Ada \\ Lovelace", cwd=folder,
         PYTHONPATH=path, TRANSFORMNET_AUDIT=str(folder / "network.log"),
     )  # fmt: skip

@@ -84,7 +84,7 @@ def test_the_sections_are_the_papers_and_ours(page):
 
 def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
     captions = [caption.get_text() for caption in page.find_all("figcaption")]
-    wanted = [f"Test image {i}" for i in ("0", "200", "400", "600", "800")]  # evenly spread over 1,000
+    wanted = [f"Test image {i}" for i in ("0", "120", "240", "360", "480")]  # evenly spread over 600
     wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "The three weights", "The largest weight error"]
     wanted += ["Speed-up on the CPU", "The speed-up of each combination"]
     for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 1):
@@ -136,7 +136,7 @@ def test_numbers_in_prose_come_from_the_run_files(made, page):
     mse = scientific(read_run(made / "runs/precise-cpu").compare.test_mse)
     abstract = page.find(class_="abstract").get_text()
     assert f"the MSE is {mse}" in abstract
-    assert f"(MSE {mse} over 1,000 test images, preset precise, changed: " in abstract
+    assert f"(MSE {mse} over 600 test images, preset precise, changed: " in abstract
 
 
 def test_the_page_needs_no_other_host(page):
@@ -377,7 +377,7 @@ def test_report_json_has_the_numbers_that_the_page_shows(made, page):
 
 def test_an_output_folder_that_cannot_be_written_is_one_line(made, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    message = refused("--run", made / "runs/paper-cpu", "--out", tmp_path / "file")
+    message = refused("--run", made / "runs/precise-cpu", "--out", tmp_path / "file")
     assert message.startswith(f"{tmp_path / 'file'}: cannot be written")
     assert (tmp_path / "file").read_text() == "in the way"
 

@@ -370,7 +370,8 @@ def test_times_of_a_shipped_run_carry_its_mark(timed):
 
 
 def test_devices_of_different_kinds_share_a_table1_and_others_do_not(timed):
-    a, b, c = places([timed(devices=("cpu", "cuda:1"), parts=SWEEP), altered(timed(parts=SWEEP), label="other")])
+    other = altered(timed(devices=("cuda:2",), parts=SWEEP), label="other")
+    a, b, c = places([timed(devices=("cpu", "cuda:1"), parts=SWEEP), other])
     groups = table1.table1_groups([a, b, c])
     assert groups == [[a, b], [c]]
     assert table1.table1(groups[0])["", "Device"].tolist() == ["cpu"] * 24 + ["cuda"] * 24

@@ -13,7 +13,7 @@ from transformnet_lib.errors import TransformnetError
 from transformnet_lib.report import NOTEBOOKS
 
 STAGES = ("train", "compare", "benchmark", "seeds", "study")
-WRONG = {"str": 5, "int": "many", "bool": "no", "list": "0, 1", "float": "high"}  # for each type
+WRONG = {"str": 5, "int": "many", "bool": "no", "list": "0, 1", "float": "high", "dict": "a=1"}  # for each type
 
 
 def parameters(name: str) -> dict[str, dict]:

@@ -303,15 +303,15 @@ def test_a_later_stage_needs_a_training(work, test_set, tmp_path):
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_damage_in_one_stage_does_not_keep_another_from_being_made(force, path, train_set, test_set):
-    compare_stage(path, test_set)
+def test_damage_in_one_stage_does_not_keep_another_from_being_made(force, path, train_set, few):
+    compare_stage(path, few)
     for name in ("parameters.json", "examples.npz"):
         (path / "compare" / name).write_bytes(b"junk")
     assert train_stage(path, train_set, CONFIGS["precise"], force=force).train
     assert benchmark_stage(path, few, **QUICK, force=force).benchmark
     with pytest.raises(RunError, match=r"compare/parameters\.json: damaged"):
         read_run(path)
-    assert compare_stage(path, test_set, force=True).compare
+    assert compare_stage(path, few, force=True).compare
     assert read_run(path).compare
 
 

@@ -121,3 +121,14 @@ def test_bars_end_at_the_speedups_of_their_cells():
     assert [set(line.get_xdata()) for line in ax.get_lines()[-2:]] == [{50}, {1}]
     alone = figures.speedup_bars(plt.subplots()[1], cells, copy=None, title="the CPU")
     assert len(alone.texts) == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"), [(0.5, 30, ["0.5", "1", "2", "5", "10", "20"]), (0.5, 3000, ["1", "10", "100", "1000"])]
+)
+def test_ticks_are_plain_numbers_that_do_not_meet(low, high, shown):
+    ax = plt.figure().add_subplot()
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    figures._plain_log_ticks(ax.xaxis)
+    assert [label.get_text() for label in ax.get_xticklabels()] == shown

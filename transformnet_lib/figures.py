@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -276,12 +276,15 @@ def speedup_bars(ax: Axes, cells: pd.DataFrame, *, copy: float | None, title: st
 
 
 def _plain_log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, … written as plain numbers."""
+    """Ticks at 1, 2, 5, 10, … written as plain numbers; over more than two decades, where those would meet, 1, 10, …"""
     low, high = axis.get_view_interval()
-    ticks = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+    digits = (1, 2, 5) if high < 100 * low else (1,)
+    ticks = [digit * 10.0**power for power in range(-3, 6) for digit in digits]
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}")
+    )  # matplotlib's own gives all as many decimals
 
 
 def png(values: np.ndarray, *, side: int = 168) -> bytes:

@@ -54,7 +54,6 @@ PART_SHARE = 1 / 15  # of the sweep's seconds, for the turns of each other part
 SWEPT = ("reference", "fast")  # the methods in the paper's table
 KNOWN = "known"  # the pipeline's own weights, in place of those of the model
 CHECKED_AGAIN = 2048  # images whose outputs are compared once more after the rounds
-DEVICE = r"cpu|mps|cuda(:\d{1,4})?"  # as a table names it
 
 # settings.csv: a row per part and setting, there once a part is complete
 SETTING_COLUMNS = {

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import statistics
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -56,17 +55,6 @@ def cpu_name() -> str:
     except (OSError, StopIteration, subprocess.CalledProcessError):
         pass  # some ARM kernels name no model
     return platform.processor() or platform.machine()
-
-
-def clock_mhz(device: torch.device) -> float | None:
-    """The device's clock just now in MHz, a CPU's as the mean of its cores; None where it cannot be read."""
-    try:
-        if device.type == "cuda":
-            return float(torch.cuda.clock_rate(device))
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return statistics.mean(float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
-    except (OSError, ValueError, ImportError, RuntimeError):
-        return None  # no such file outside Linux; ARM kernels give no clock; CUDA's needs the package nvidia-ml-py
 
 
 def git_commit() -> str:

@@ -6,12 +6,11 @@ import pandas as pd
 
 from .. import paper
 from ..benchmarking import KNOWN, NUM_WORKERS_BATCH_SIZE
-from ..measure import CONFIDENCE, DISTURBED, EQUAL, Estimate, verdict
+from ..measure import DISTURBED, EQUAL, Estimate, verdict
 from .places import Place
 from .text import code, counted, escape, listed, percent, ratio_text, scientific, spread_text, times_text
 
 SWEEP = "swept over batch size, shuffle and drop_last"  # the paper's table; small batch sizes are not
-INTERVAL = f"the median over the rounds and its {CONFIDENCE:.0%} interval"
 METHODS = {"reference": "the model run the paper's way", "fast": "the model run the fast way"}
 EFFECTS = {
     "faster": "costs time",

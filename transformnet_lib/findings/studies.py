@@ -1,4 +1,4 @@
-"""What the optional study says: training from many seeds, what others offer, cost over size."""
+"""What the stages seeds and study say: training from many seeds, what others offer, cost over size."""
 
 import numpy as np
 import pandas as pd

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from transformnet_lib import CustomDataset, Pipeline, TrainConfig, run
-from transformnet_lib.benchmarking import Setting
 from transformnet_lib.libraries import name_of
 from transformnet_lib.stage_writer import StageWriter, stage
+from transformnet_lib.workbench import Setting
 
 PARAMETERS = {
     "train": {**asdict(TrainConfig(device="cpu")), "pipeline": Pipeline().to_dict()},

@@ -18,7 +18,6 @@ from transformnet_lib.benchmarking import (
     TABLE_COLUMNS,
     Measurements,
     Plan,
-    Setting,
     best_settings,
     factor_settings,
     small_settings,
@@ -28,7 +27,7 @@ from transformnet_lib.benchmarking import (
 from transformnet_lib.errors import ParameterError
 from transformnet_lib.measure import ROUND_COLUMNS
 from transformnet_lib.model import weighted_model
-from transformnet_lib.workbench import DeviceProcess, Workbench
+from transformnet_lib.workbench import DeviceProcess, Setting, Workbench
 
 SMALL = {"devices": ["cpu"], "batch_sizes": [16], "num_workers": [], "small_batch_sizes": [], "seconds": 0.0}
 MODEL = ("reference", "fast")

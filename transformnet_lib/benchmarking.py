@@ -43,7 +43,7 @@ from .measure import (
 from .methods import NETWORKS, STEPS, float32_exactly
 from .model import TransformNet, weighted_model
 from .pipeline import GRAY_WEIGHTS
-from .workbench import DeviceProcess, Workbench
+from .workbench import DeviceProcess, Setting, Workbench
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)  # images; the paper's
 SMALL_BATCH_SIZES = (1, 2, 4, 8)  # outside the paper's table: from which batch size on is which method ahead?
@@ -76,34 +76,6 @@ TABLE_COLUMNS = (
     *("images", "rounds", "seconds", "low", "high", "images_per_second", "speedup", "speedup_low", "speedup_high"),
     *("mse", "setup_seconds", "name", "reason"),
 )
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One thing that takes turns; `offered` is how many images a pass is given."""
-
-    part: str
-    method: str
-    device: str
-    batch_size: int
-    offered: int
-    shuffle: bool = False
-    drop_last: bool = False
-    num_workers: int = 0
-    weights: str = ""
-
-    @property
-    def name(self) -> str:
-        """What tells this setting from others of its part, and stands in the rounds."""
-        options = ["shuffle"] * self.shuffle + ["drop_last"] * self.drop_last
-        options += [f"workers={self.num_workers}"] * bool(self.num_workers)
-        options += [f"weights={self.weights}"] * bool(self.weights)
-        return " ".join([self.method, self.device, str(self.batch_size), *options])
-
-    @property
-    def images(self) -> int:
-        """How many images a pass processes."""
-        return self.offered - self.offered % self.batch_size if self.drop_last else self.offered
 
 
 _FIELDS = [field.name for field in fields(Setting)]

@@ -9,7 +9,6 @@ import pandas as pd
 import psutil
 from torch import Tensor
 
-from .benchmarking import Setting
 from .errors import ParameterError
 from .measure import (
     LEAST_ROUNDS,
@@ -24,7 +23,7 @@ from .measure import (
 )
 from .methods import float32_exactly
 from .model import TransformNet
-from .workbench import Workbench
+from .workbench import Setting, Workbench
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)  # images
 # More images than these take minutes a round by the slow methods, and would say nothing new
@@ -70,26 +69,30 @@ def study_sizes(
                 for times, part in ((whole, images), (1, images[:rest]))
                 if times and len(part)
             ]
-            rows, methods, failures = [], {}, []
+            rows, names, failures = [], {}, []
             for method in (each for each in METHODS if size <= LIMITS.get(each, size)):
                 where = "cpu" if method in ("sequential", "batched") else device
                 rows.append({"method": method, "device": where, "images": size})
                 try:
                     for _, bench in benches:
-                        bench.prepare(Setting("size", method, where, BATCH_SIZE, len(bench.images)))
-                    methods[method] = partial(_run, benches, Setting("size", method, where, BATCH_SIZE, 0).name)
+                        setting = Setting("size", method, where, BATCH_SIZE, len(bench.images))
+                        bench.prepare(setting)
+                    names[method] = setting.name  # the same on both
                 except NOT_MEASURED as error:
                     failures.append({"round": 0, "attempt": 1, **failure(method, error)})
             made = rounds(
-                methods, seconds=0, least=least, title=f"{size:,} images",
+                {method: partial(_run, benches, name) for method, name in names.items()},
+                seconds=0,
+                least=least,
+                title=f"{size:,} images",
                 done=pd.DataFrame(failures, columns=list(ROUND_COLUMNS)),
-            )  # fmt: skip
-            for row in (row for row in rows if row["method"] in methods):
+            )
+            for method, name in names.items():
                 try:
                     for _, bench in benches:
-                        bench.check(Setting("size", row["method"], row["device"], BATCH_SIZE, 0).name)
+                        bench.check(name)
                 except NOT_MEASURED as error:
-                    made.loc[made["method"] == row["method"], "reason"] = failure(row["method"], error)["reason"]
+                    made.loc[made["method"] == method, "reason"] = failure(method, error)["reason"]
             peak = {"peak_mib": _peak_mib()}
             facts = stacked(facts, pd.DataFrame([row | peak for row in rows], columns=list(SIZE_COLUMNS)))
             table = stacked(table, made.assign(size=size)[["size", *ROUND_COLUMNS]])

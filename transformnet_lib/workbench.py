@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,10 +19,35 @@ from .model import TransformNet
 from .pipeline import to_float
 from .resources import PACKAGE
 
-if TYPE_CHECKING:
-    from .benchmarking import Setting
-
 WARM_UP_IMAGES = 500  # of the pipeline image by image
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that takes turns; `offered` is how many images a pass is given."""
+
+    part: str
+    method: str
+    device: str
+    batch_size: int
+    offered: int
+    shuffle: bool = False
+    drop_last: bool = False
+    num_workers: int = 0
+    weights: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tells this setting from others of its part, and stands in the rounds."""
+        options = ["shuffle"] * self.shuffle + ["drop_last"] * self.drop_last
+        options += [f"workers={self.num_workers}"] * bool(self.num_workers)
+        options += [f"weights={self.weights}"] * bool(self.weights)
+        return " ".join([self.method, self.device, str(self.batch_size), *options])
+
+    @property
+    def images(self) -> int:
+        """How many images a pass processes."""
+        return self.offered - self.offered % self.batch_size if self.drop_last else self.offered
 
 
 class Workbench:
@@ -46,7 +71,7 @@ class Workbench:
             self.outputs[name] = torch.cat([network(chunk) for chunk in self.floats.split(512)])
         return self.outputs[name]
 
-    def prepare(self, setting: "Setting") -> dict[str, float]:
+    def prepare(self, setting: Setting) -> dict[str, float]:
         """Set up a setting, and check and warm it up on as much as will be timed: its `setup_seconds` and `mse`.
 
         Raises ParameterError or RuntimeError for one that cannot be measured, or whose output is wrong.
@@ -136,7 +161,7 @@ class DeviceProcess:
             raise RuntimeError(error)
         return answer
 
-    def prepare(self, setting: "Setting") -> dict[str, float]:
+    def prepare(self, setting: Setting) -> dict[str, float]:
         return self._ask("prepare", setting)
 
     def check(self, name: str, least: int | None = None) -> float | None:

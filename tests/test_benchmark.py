@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pandas as pd
@@ -18,6 +19,7 @@ from transformnet_lib.benchmarking import (
     TABLE_COLUMNS,
     Measurements,
     Plan,
+    Workbenches,
     best_settings,
     factor_settings,
     small_settings,
@@ -350,6 +352,18 @@ def test_a_process_of_its_own_does_what_a_workbench_does(model, images):
     finally:
         bench.close()
     assert not bench.process.is_alive()
+
+
+def test_a_device_that_is_first_needed_in_a_part_has_the_threads_of_that_part(model, images, monkeypatch):
+    threads = []
+    monkeypatch.setattr("transformnet_lib.benchmarking.available_devices", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr("transformnet_lib.benchmarking.DeviceProcess", lambda *of: Workbench(*of))
+    monkeypatch.setattr(Workbench, "set_threads", lambda self, count: threads.append(count))
+    with ExitStack() as stack:
+        benches = Workbenches({"": model}, images, stack)
+        with benches.threads(3):
+            assert isinstance(benches["cuda"], Workbench)
+    assert threads == [3, 1]  # as before at the end
 
 
 def test_a_lost_device_ends_its_own_process_and_its_rows_have_the_reason(model, images, monkeypatch, capfd):

@@ -366,6 +366,7 @@ class Workbenches:
         if kind not in self.made:
             self.made[kind] = DeviceProcess(*self.make) if kind == "cuda" else Workbench(*self.make)
             self.stack.callback(self.made[kind].close)
+            self.made[kind].set_threads(torch.get_num_threads())  # a process of its own begins with all
         return self.made[kind]
 
     @contextmanager

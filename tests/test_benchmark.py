@@ -431,6 +431,11 @@ def test_cuda_is_timed(model, images):
         ({"num_workers": [-1]}, "num_workers: expected a list of whole numbers from 0"),
         ({"devices": ["tpu"]}, "device: expected cpu, cuda, cuda:N, mps or auto, got 'tpu'"),
         ({"other_weights": {"a": [1, 2]}}, "other_weights: expected names with red, green and blue each"),
+        ({"other_weights": {"": [1, 2, 3]}}, "other_weights: expected names other than '' and 'known', got ''"),
+        (
+            {"other_weights": {"known": [1, 2, 3]}},
+            "other_weights: expected names other than '' and 'known', got 'known'",
+        ),
         ({"other_weights": [1, 2, 3]}, "other_weights: expected names with red, green and blue each"),
     ],
 )

@@ -298,6 +298,8 @@ def check_weights(weights: object) -> dict[str, tuple[float, ...]]:
         for each in weights.values()
     ):
         raise ParameterError(f"other_weights: expected names with red, green and blue each, got {weights!r}")
+    if taken := {"", KNOWN} & set(weights):  # the model's own, and the pipeline's
+        raise ParameterError(f"other_weights: expected names other than '' and {KNOWN!r}, got {taken.pop()!r}")
     return {str(name): tuple(map(float, each)) for name, each in weights.items()}
 
 

@@ -151,12 +151,11 @@ def benchmark(
     force: Force = False,
 ) -> None:
     """Time a trained run's model against the pipeline, image by image and in batches."""
-    from .run import read_run
+    from .report import weights_of
 
-    others = [read_run(run, stages=["train"]) for run in beside or []]
     options = given(
         devices=device, batch_sizes=batch_size, rounds=rounds, seconds=seconds, precision=precision, data=data,
-        data_path=data_path, other_weights={other.label: list(other.train.weights) for other in others} or None,
+        data_path=data_path, other_weights=weights_of(beside) if beside else None,
     )  # fmt: skip
     run_stage("benchmark", run_dir, full_sweep() | options | {"force": force})
 

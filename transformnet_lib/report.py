@@ -313,6 +313,12 @@ def _numbers(notebook: Path) -> dict | None:
     return None
 
 
+def weights_of(run_dirs: Sequence[Path]) -> dict[str, list[float]]:
+    """The trained weights of runs, by their labels: red, green and blue."""
+    runs = [read_run(run_dir, stages=["train"]) for run_dir in run_dirs]
+    return {run.label: list(run.train.weights) for run in runs}
+
+
 def make_runs(
     devices: Sequence[str],
     runs_dir: Path,
@@ -332,22 +338,23 @@ def make_runs(
     on with it.
     """
     devices = [str(resolve_device(device)) for device in devices] or available_devices()
-    todo, run_dirs = [], []
+    todo, run_dirs, others = [], [], {}
+    timed = "precise" if "precise" in presets else presets[0]
     for device in devices:
         of_preset = {preset: runs_dir / f"{preset}-{device.replace(':', '')}" for preset in presets}
         run_dirs += of_preset.values()
         for preset, run_dir in of_preset.items():
             todo.append(("train", run_dir, {"device": device, "preset": preset, **train}))
             todo.append(("compare", run_dir, {}))
-        timed = "precise" if "precise" in presets else presets[0]
-        others = [run_dir for preset, run_dir in of_preset.items() if preset != timed]
+        run_dir = of_preset.pop(timed)
+        others[run_dir] = list(of_preset.values())  # whose weights are timed beside its own
         # Where there is no CUDA device the CPU's run says so, row by row.
         kinds = [device] + ["cuda"] * (device == "cpu" and "cuda" not in available_devices())
-        todo.append(("benchmark", of_preset[timed], {"devices": kinds, "other_weights": others, **benchmark}))
-        todo.append(("seeds", of_preset[timed], seeds))
-        todo += [("study", of_preset[timed], study)] if study is not None else []
+        todo.append(("benchmark", run_dir, {"devices": kinds, **benchmark}))
+        todo.append(("seeds", run_dir, seeds))
+        todo += [("study", run_dir, study)] if study is not None else []
     for stage, _, parameters in todo:  # before the first long one
-        check_stage(stage, {name: value for name, value in parameters.items() if name != "other_weights"})
+        check_stage(stage, parameters)
     if force:
         # What an earlier call has not yet made again is marked: the rest of the list
         marked = [is_marked(run_dir, stage) for stage, run_dir, _ in todo]
@@ -360,9 +367,8 @@ def make_runs(
     complete = []
     for stage, run_dir, parameters in todo:
         again = {"force": True} if force and is_marked(run_dir, stage) else {}
-        if stage == "benchmark":  # the weights of other presets, which are trained by now
-            others = [read_run(other, stages=["train"]) for other in parameters["other_weights"]]
-            again["other_weights"] = {other.label: list(other.train.weights) for other in others}
+        if stage == "benchmark":  # the others are trained by now
+            parameters = parameters | {"other_weights": weights_of(others[run_dir])}
         if not run_stage(stage, run_dir, parameters | again):
             complete.append(f"{run_dir.name}/{stage}")
     if complete:

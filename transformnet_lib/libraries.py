@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import ParameterError
 from .machine import available_devices, synchronize
-from .measure import LEAST_ROUNDS, NOT_MEASURED, ROUND_COLUMNS, failure, reasons_of, rounds, seconds_of, summary
+from .measure import LEAST_ROUNDS, NOT_MEASURED, ROUND_COLUMNS, failure, ratio, reasons_of, rounds, seconds_of, summary
 from .methods import copy_pass, float32_exactly, prepare_pass
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
@@ -104,6 +104,7 @@ def pillow_one_by_one(images: Tensor, pipeline: Pipeline, device: torch.device):
 
 ALL = ("cpu", "cuda", "mps")
 BASELINE = "torchvision v2, image by image"
+FAST = "TransformNet, fast"
 LIBRARIES = (
     OtherLibrary(BASELINE, torchvision_one_by_one),
     OtherLibrary("torchvision v2, batches", torchvision_batched, devices=ALL),
@@ -170,11 +171,21 @@ def name_of(method: str, device: str) -> str:
 
 
 def libraries_table(facts: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """The facts with times and speed-ups over torchvision image by image, and `reason` where there are none."""
+    """The facts with times and speed-ups over torchvision image by image, and `reason` where there are none.
+
+    The columns ahead, ahead_low and ahead_high say how many times as fast as the row the model's fast method is, on the
+    same device, within rounds.
+    """
     names = [name_of(method, device) for method, device in zip(facts["method"], facts["device"], strict=True)]
-    times = summary(seconds_of(rounds), name_of(BASELINE, "cpu")).reindex(names).reset_index(drop=True)
-    reasons = reasons_of(rounds)
+    seconds, reasons = seconds_of(rounds), reasons_of(rounds)
+    times = summary(seconds, name_of(BASELINE, "cpu")).reindex(names).reset_index(drop=True)
     table = facts.join(times).assign(reason=[reasons.get(name, "") for name in names])
+    for i, (name, device) in enumerate(zip(names, facts["device"], strict=True)):
+        ahead = [float("nan")] * 3
+        if {name, name_of(FAST, device)} <= set(seconds):
+            found = ratio(seconds, name_of(FAST, device), name)
+            ahead = [found.median, found.low, found.high]
+        table.loc[i, ["ahead", "ahead_low", "ahead_high"]] = ahead
     table.loc[table["seconds"].isna() & (table["reason"] == ""), "reason"] = "not measured"
     return table
 
@@ -207,7 +218,7 @@ def _methods(model: TransformNet, images: Tensor, device: torch.device) -> Itera
     for method in LIBRARIES:
         if kind in method.devices:
             yield method.name, lambda method=method: library(method)
-    yield "TransformNet, fast", lambda: fast(images)
+    yield FAST, lambda: fast(images)
     if kind != "cpu":
         yield "TransformNet, images on the device already", resident
     bound = "copy: the bytes read and written once" if kind == "cpu" else "copy: the images copied to the device"

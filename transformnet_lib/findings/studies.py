@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from ..libraries import FAST
 from ..measure import Estimate
 from .speed import against_text
 from .text import METHOD_NAMES, code, counted, device_text, escape, listed, ratio_text, scientific, spread_text
-
-FAST = "TransformNet, fast"  # as libraries.py names it
 
 
 def seeds_table(seeds: pd.DataFrame) -> pd.DataFrame:
@@ -75,23 +74,14 @@ def libraries_table(peers: pd.DataFrame) -> pd.DataFrame:
 
 
 def quickest_libraries(peers: pd.DataFrame) -> dict[str, tuple[str, Estimate]]:
-    """On each device the quickest of the other libraries, and how many times as fast as it the fast method is.
-
-    By the speed-ups of both over the same passes in the same rounds, end against end of their intervals.
-    """
+    """On each device the quickest of the other libraries, and how many times as fast as it the fast method is."""
     found = {}
     for device, rows in peers[peers["reason"] == ""].groupby("device", sort=False):
         ours = rows[rows["method"] == FAST]
         others = rows[rows["max_difference"].notna() & ~rows["method"].str.startswith("TransformNet")]
         if len(ours) and len(others):
-            best, own = others.loc[others["seconds"].idxmin()], ours.iloc[0]
-            median, low, high = (
-                own[mine] / best[theirs]
-                for mine, theirs in (
-                    ("speedup", "speedup"), ("speedup_low", "speedup_high"), ("speedup_high", "speedup_low")
-                )
-            )  # fmt: skip
-            found[device] = best["method"], Estimate(median, low, high, int(own["rounds"]))
+            best = others.loc[others["seconds"].idxmin()]
+            found[device] = best["method"], Estimate(*best[["ahead", "ahead_low", "ahead_high"]], int(best["rounds"]))
     return found
 
 

@@ -245,11 +245,15 @@ class Measurements:
         """How many times as fast as `other` a setting is, per image, within rounds; both are names of settings."""
         return ratio(self.times[part], name, other)
 
-    def disturbed(self, part: str) -> dict[str, int]:
-        """Of a part: its rounds, how many were measured again, and how many are disturbed all the same."""
+    def disturbed(self, part: str) -> dict[str, int | None]:
+        """Of a part: its rounds, how many were measured again, and how many are disturbed all the same.
+
+        None for `workers`, whose own processes wait for each other.
+        """
         attempts = disturbed_rounds(self.rounds_of(part))
         last = attempts.groupby("round").tail(1)
-        return {"rounds": len(last), "again": len(attempts) - len(last), "disturbed": int(last.sum())}
+        disturbed = None if part == "workers" else int(last.sum())
+        return {"rounds": len(last), "again": len(attempts) - len(last), "disturbed": disturbed}
 
 
 def per_image(seconds: pd.DataFrame, settings: Sequence[Setting]) -> pd.DataFrame:

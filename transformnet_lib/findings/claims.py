@@ -148,11 +148,13 @@ def _cuda_wins(runs: Sequence[Run]) -> Claim:
     def ratio_of(column: str, by: str) -> float:
         return cpu[column] / cpu["images"] / (cuda[by] / cuda["images"])
 
-    # Different runs share no rounds: the ends of the two intervals against each other, which is wider than needed
-    rounds = int(min(cpu["rounds"], cuda["rounds"]))
-    ratio = Estimate(ratio_of("seconds", "seconds"), ratio_of("low", "high"), ratio_of("high", "low"), rounds)
-    where = f"{of_cuda.title} against {of_cpu.title}"
-    here = {where: f"{ratio_text(ratio)} as fast, each at its best, by the ends of the intervals"}
+    where, how = f"{of_cuda.title} against {of_cpu.title}", "within the same rounds"
+    if of_cpu.measured is of_cuda.measured:
+        ratio = of_cpu.measured.ratio("best", cuda["name"], cpu["name"])
+    else:  # different runs share no rounds: the ends of the two intervals against each other, wider than needed
+        how, rounds = "by the ends of the intervals", int(min(cpu["rounds"], cuda["rounds"]))
+        ratio = Estimate(ratio_of("seconds", "seconds"), ratio_of("low", "high"), ratio_of("high", "low"), rounds)
+    here = {where: f"{ratio_text(ratio)} as fast, each at its best, {how}"}
     numbers[where] = asdict(ratio)
     return Claim(claim, here, {where: JUDGED[verdict(ratio)]}, numbers)
 

@@ -110,7 +110,7 @@ class Environment(Record):
 class Begun(Record):
     """parameters.json: with what a stage was begun."""
 
-    format: Literal[4]
+    format: Literal[FORMAT]
     training: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]  # the id of the training that the stage builds on
     parameters: dict[str, JsonValue]
     images: ImageSet
@@ -236,6 +236,8 @@ def parse_record(kind: type[Record], path: Path) -> Record:
 def first_problem(error: pydantic.ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))
+    if where == "format":
+        return f"format {first['input']}, of another version; expected {FORMAT}"
     return f"{where}: {first['msg']}" if where else first["msg"]
 
 

@@ -50,18 +50,6 @@ def test_page_loads_alone_and_fits(tmp_path, width):
     assert not [url for url in asked if "report" in url or "example" in url]
 
 
-def test_a_whole_report_loads_alone(made, tmp_path):
-    page = (made / "report/build/report.html").read_text(encoding="utf-8")
-    assert len(page) < 5_000_000
-    path = tmp_path / "report.html"
-    path.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    done = browse(path, tmp_path, "--window-size=500,900", "--dump-dom")
-    maths, resources, fits, images = json.loads(re.search(r"<title>(\[.*?)</title>", done.stdout, re.DOTALL)[1])
-    assert maths and all(maths) and images and all(images)
-    assert resources == [] and fits
-    assert "CONSOLE" not in done.stderr
-
-
 def test_page_prints(tmp_path):
     path, pdf = tmp_path / "report.html", tmp_path / "print.pdf"
     wide = prose("| " + " | ".join(f"column{i}" for i in range(20)) + " |\n" + "|--" * 20 + "|")

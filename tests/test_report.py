@@ -14,6 +14,7 @@ import pytest
 import refresh
 from conftest import command, run_cells
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from test_export_chromium import BROWSER, PROBE, browse
 from typer.testing import CliRunner
 
 import transformnet_lib
@@ -91,6 +92,19 @@ def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
         assert re.sub(r"\s+", " ", caption).startswith(f"Figure {number}: {start}")
         assert f"Figure {number}: {start}" in pdf_text
     assert "All runs were trained on one device, cpu" in page.find("main").get_text()
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")
+def test_a_whole_report_loads_alone(made, tmp_path):
+    page = (made / "report/build/report.html").read_text(encoding="utf-8")
+    assert len(page) < 5_000_000
+    path = tmp_path / "report.html"
+    path.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    done = browse(path, tmp_path, "--window-size=500,900", "--dump-dom")
+    maths, resources, fits, images = json.loads(re.search(r"<title>(\[.*?)</title>", done.stdout, re.DOTALL)[1])
+    assert maths and all(maths) and images and all(images)
+    assert resources == [] and fits
+    assert "CONSOLE" not in done.stderr
 
 
 def test_every_link_within_the_report_leads_somewhere(made, page):

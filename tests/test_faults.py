@@ -91,8 +91,8 @@ def test_a_disturbed_command_is_completed_by_the_same_command(name, moment, numb
         shutil.copytree(run.path, tmp_path / "runs/paper-cpu")
     before = {path.name: read_run(path).train.training for path in (tmp_path / "runs").glob("*")}
     change = Change(tmp_path / (working if moment == "work" else done))
-    process = soak.start(tmp_path, arguments)
-    while process.poll() is None and not change.seen():
+    process, until = soak.start(tmp_path, arguments), time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < until and not change.seen():
         time.sleep(0.005)
     status, said = soak.strike(process, number)
     assert status in {STATUS[number]} | ({0, -number} if moment != "work" else set()), said

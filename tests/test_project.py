@@ -4,12 +4,13 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from transformnet_lib.run import read_run, reference_run
 
@@ -48,8 +49,8 @@ def imported() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 modules.add(node.module.partition(".")[0])
     others = modules - set(sys.stdlib_module_names) - {"transformnet_lib"}
-    distributions = packages_distributions()
-    return {distributions[module][0].lower().replace("_", "-") for module in others}
+    names = packages_distributions()
+    return {names[module][0].lower().replace("_", "-") for module in others}
 
 
 def test_each_dependency_is_used_and_each_import_declared():
@@ -58,14 +59,25 @@ def test_each_dependency_is_used_and_each_import_declared():
     assert imported() | NOT_IMPORTED == declared
 
 
-def test_constraints_pin_every_dependency_and_this_torch():
+def pins() -> dict[str, str]:
+    """The versions in constraints.txt by distribution."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    pinned = dict(line.split("==") for line in lines)
-    pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_constraints_pin_every_dependency_and_this_torch():
+    pinned = pins()
     extras = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
     for line in [*PROJECT["dependencies"], *extras]:
         assert NAME.match(line)[0] in [*pinned, PROJECT["name"]]
     assert (pinned["torch"], pinned["torchvision"]) == ("2.14.1", "0.29.1")
+
+
+def test_the_pinned_versions_install_on_the_oldest_python_promised():
+    installed = {each.name.lower().replace("_", "-"): each.metadata["Requires-Python"] for each in distributions()}
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    needs = {name: installed[name] for name in pins() if installed.get(name)}
+    assert {name: need for name, need in needs.items() if not SpecifierSet(need).contains(oldest)} == {}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -36,10 +36,10 @@ from transformnet_lib.explore import (
     weight_sliders,
 )
 from transformnet_lib.figures import error_colours, png
-from transformnet_lib.findings.text import scientific
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.resized import ResizedImages
 from transformnet_lib.run import reference_run
+from transformnet_lib.words.filters import scientific
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 

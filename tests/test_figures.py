@@ -12,6 +12,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from transformnet_lib import figures
+from transformnet_lib.measure import Estimate
 
 
 @pytest.fixture(autouse=True)
@@ -108,10 +109,10 @@ def test_speedups_are_drawn_over_batch_sizes_with_their_intervals():
 
 def test_bars_end_at_the_speedups_of_their_cells():
     names = ["model, rows", "folded, batches", "folded, batches, known weights"]
-    cells = pd.DataFrame(
-        {"name": names, "speedup": [0.8, 20.0, 19.0], "low": [0.7, 18.0, 17.0], "high": [1, 25.0, 22.0]}
-    )
-    ax = figures.speedup_bars(plt.subplots()[1], cells, copy=50.0, title="the CPU")
+    bounds = [(0.8, 0.7, 1), (20.0, 18.0, 25.0), (19.0, 17.0, 22.0)]
+    speedups = {name: Estimate(*each, 9) for name, each in zip(names, bounds, strict=True)}
+    options = {"hatched": names[2:], "title": "the CPU"}
+    ax = figures.speedup_bars(plt.subplots()[1], speedups, copy=50.0, **options)
     assert [bar.get_x() + bar.get_width() for bar in ax.patches] == pytest.approx([0.8, 20, 19])
     assert intervals(ax, 0) == [pytest.approx(each) for each in ([0.7, 1], [18, 25], [17, 22])]
     model, folded, known = (bar.get_facecolor() for bar in ax.patches)
@@ -119,7 +120,7 @@ def test_bars_end_at_the_speedups_of_their_cells():
     assert [text.get_text().strip() for text in ax.texts] == ["0.8×", "20×", "19×", "copy 50×"]
     assert [label.get_text() for label in ax.get_yticklabels()] == names
     assert [set(line.get_xdata()) for line in ax.get_lines()[-2:]] == [{50}, {1}]
-    alone = figures.speedup_bars(plt.subplots()[1], cells, copy=None, title="the CPU")
+    alone = figures.speedup_bars(plt.subplots()[1], speedups, copy=None, **options)
     assert len(alone.texts) == 3
 
 

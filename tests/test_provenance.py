@@ -14,11 +14,11 @@ import transformnet_lib.run
 from transformnet_lib import Pipeline, Run, TrainConfig
 from transformnet_lib.benchmarking import BATCH_SIZES
 from transformnet_lib.cli import app, full_sweep
-from transformnet_lib.findings import provenance
-from transformnet_lib.findings.abstract import answer
-from transformnet_lib.findings.numbers import report_numbers
-from transformnet_lib.findings.places import places
+from transformnet_lib.facts import as_json, report_facts
+from transformnet_lib.facts.commands import run_commands
 from transformnet_lib.run import read_run, shipped_runs
+from transformnet_lib.words import Words
+from transformnet_lib.words.filters import plain
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def split(command: str) -> list[str]:
 def test_the_commands_ask_for_what_the_run_was_made_with(run, asked, preset, changes, pipeline):
     config = TrainConfig.from_preset(preset, device="cpu", **changes)
     made = altered(run, train={"config": config, "pipeline": pipeline}, compare={"parameters": {"indices": [1, 5]}})
-    for command in provenance.run_commands(made):
+    for command in run_commands(made):
         program, *arguments = split(command)
         done = CliRunner().invoke(app, arguments)
         assert program == "transformnet" and done.exit_code == 0, done.output
@@ -64,7 +64,7 @@ def test_the_commands_ask_for_what_the_run_was_made_with(run, asked, preset, cha
 def test_what_the_benchmark_was_asked_for_beyond_the_defaults_is_an_option(run):
     asked = {"rounds": 12, "seconds": 60.0, "precision": 0.01, "other_weights": {"a b": [0.3, 0.6, 0.1]}}
     made = altered(run, benchmark={"parameters": {"devices": ["cpu"], "batch_sizes": list(BATCH_SIZES), **asked}})
-    assert split(provenance.run_commands(made)[-1]) == [
+    assert split(run_commands(made)[-1]) == [
         "transformnet", "benchmark", "--run-dir", "small", "--device", "cpu", "--rounds", "12", "--precision", "0.01",
         "--beside", "a b",
     ]  # fmt: skip
@@ -72,25 +72,24 @@ def test_what_the_benchmark_was_asked_for_beyond_the_defaults_is_an_option(run):
 
 def test_what_no_command_can_ask_for_is_said(run):
     made = altered(run, train={"config": TrainConfig(device="cpu", weight_decay=0.5)})
-    assert provenance.run_commands(made)[0].endswith("# and, from Python: weight_decay=0.5")
+    assert run_commands(made)[0].endswith("# and, from Python: weight_decay=0.5")
 
 
-def test_the_appendix_has_every_stage_and_what_it_was_asked_for(run):
-    shown = altered(run, train={"seconds": 2.04}, compare={"seconds": 2.04, "sittings": 3})
-    stages = provenance.stages_table([shown]).set_index("stage")
-    assert list(stages.index) == ["train", "compare", "benchmark"]
-    assert stages["seconds"].tolist()[:2] == ["2.0", "2.0 (the last of 3 sittings)"]
-    assert "`small`, benchmark: " in provenance.stages_asked([run])
-    assert "batch sizes 16 64; " in provenance.stages_asked([run])
-    facts = provenance.training_table([run]).set_index("Fact")["small"]
-    assert facts["training images, sha256"] == run.train.images.fingerprint[:16] + "…"
-    assert facts["batch size (images)"] == "32" and facts["loss on clamped outputs"] == "no"
-
-
-def test_runs_that_differ_are_told_apart_on_the_first_page(run):
-    other = altered(run, label="other", train={"config": TrainConfig(device="cpu", seed=7)})
-    assert "- **Seed:** 0 (`small`); 7 (`other`)." in provenance.first_page([run, other])
-    assert "- **Seed:** 0." in provenance.first_page([run])
+def test_the_appendix_has_every_stage_and_what_differs_between_runs(run):
+    other = altered(run, label="other", train={"config": TrainConfig(device="cpu", seed=7)}, compare={"sittings": 3})
+    report = report_facts([run, other])
+    assert [(stage.run, stage.name) for stage in report.stages[:3]] == [
+        ("small", "train"), ("small", "compare"), ("small", "benchmark")
+    ]  # fmt: skip
+    assert [stage.continued for stage in report.stages] == [False] * 4 + [True, False]
+    different = {fact.name: fact.values for fact in report.different_settings}
+    assert different["seed"] == [0, 7] and "cpu" not in different
+    same = {fact.name: fact.values[0] for fact in report.same_settings}
+    assert same["training_fingerprint"] == run.train.images.fingerprint[:16] and same["limit"] == 600
+    text = plain(Words(report)("provenance"))
+    assert "max. epochs 30" in text and "seed" not in text
+    assert "(the last of 3 sittings)" in Words(report)("provenance", "stages")
+    assert "| seed | 0 | 7 |" in Words(report)("provenance", "table")
 
 
 # Shipped runs
@@ -131,34 +130,38 @@ def test_a_shipped_run_that_does_not_fit_stays_out(run, shipped, change):
 def test_everything_of_a_shipped_run_is_marked(run, shipped):
     assert (shipped.label, run.label) == ("server†", "small")
     both = [run, shipped]
-    here, there = places(both)
-    assert (here.name, there.name) == ("the CPU of `small`", "CUDA device 7 of `server†`")
-    assert "`server†` came with this project" in provenance.first_page(both)
-    assert "came with this project" not in provenance.first_page([run])
-    assert "the CPU of `small`" in answer(both).split(". ")[0]
-    assert provenance.commands(both).splitlines()[-1] == (
-        "transformnet report --run small --run report/reference/server"
-    )
-    assert "--run-dir server" not in provenance.commands(both)
+    report = report_facts(both)
+    here, there = report.places
+    assert (here.title, there.title) == ("small (cpu)", "server† (cuda:7)")
+    say = Words(report)
+    assert (say.names.where(here), say.names.where(there)) == ("the CPU of `small`", "CUDA device 7 of `server†`")
+    assert "came with this project" in say("provenance")
+    assert "came with this project" not in Words(report_facts([run]))("provenance")
+    assert report.quickest.run == "small"
+    times = [row.split("|")[7] for row in say("table1", "table", table=report.table1[0]).splitlines()[2:]]
+    assert sum("†" in time for time in times) == 8 and sum("[" in time for time in times) == 16
+    assert report.commands.splitlines()[-1] == "transformnet report --run small --run report/reference/server"
+    assert "--run-dir server" not in report.commands
 
 
 # The numbers by name
 
 
 def test_numbers_are_strict_json_and_those_of_the_runs(run):
-    numbers = json.loads(json.dumps(report_numbers([run]), allow_nan=False))
-    found = numbers["runs"]["small"]
-    assert tuple(found["train"]["weights"]) == run.train.weights
-    assert found["train"]["best_val_mse"] == run.train.best_val_mse
-    assert [row["val_mse"] for row in found["train"]["history"]] == run.train.history["val_mse"].tolist()
-    assert found["compare"]["test_mse"] == run.compare.test_mse
-    assert found["stages"]["train"]["images"] == run.train.images.model_dump(mode="json")
-    (place,) = places([run])
-    cpu = numbers["places"]["cpu"]
-    assert cpu["best"]["best"]["fast"]["seconds"] == place.best("fast")["seconds"]
-    ratio, expected = cpu["against_pipeline"]["best"]["fast"]["in batches"], vars(place.against("fast", "batched"))
-    assert {name: ratio[name] for name in expected} == expected
+    report = report_facts([run])
+    numbers = json.loads(json.dumps(as_json(report), allow_nan=False))
+    (found,) = numbers["runs"]
+    assert tuple(found["training"]["weights"]) == run.train.weights
+    assert found["training"]["val_mse"] == run.train.best_val_mse
+    assert [row["val_mse"] for row in found["training"]["history"]] == run.train.history["val_mse"].tolist()
+    assert found["comparison"]["mse"] == run.compare.test_mse
+    assert numbers["stages"][0]["images"] == run.train.images.model_dump(mode="json")
+    (cpu,) = numbers["places"]
+    fast = cpu["methods"][1]
+    expected = report.places[0].methods[1]
+    assert fast["best"]["seconds"]["median"] == expected.best.seconds.median
+    assert fast["over"]["batched"]["low"] == expected.over["batched"].low
     assert cpu["rounds"]["sweep"]["rounds"] == 9 and cpu["rounds"]["workers"]["rounds"] == 0
-    assert len(found["benchmark"]) == len(run.benchmark.table)
-    assert found["train"]["preset"] == "precise"
-    assert numbers["paper"]["table1"][0]["seconds"] == 0.4121
+    assert len(cpu["table"]) == len(run.benchmark.table)
+    assert found["preset"]["name"] == "precise"
+    assert numbers["table1"][0]["rows"][24]["paper_milliseconds"] == pytest.approx(412.1)

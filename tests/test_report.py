@@ -22,10 +22,10 @@ from transformnet_lib import paper, read_run
 from transformnet_lib.cli import app
 from transformnet_lib.errors import NotebookError, ParameterError, RunError, TransformnetError
 from transformnet_lib.export import ExportError
-from transformnet_lib.findings.text import ratio_text, scientific, spread_text, times_text
-from transformnet_lib.measure import Estimate, verdict
+from transformnet_lib.measure import Estimate
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
 from transformnet_lib.run import reference_run
+from transformnet_lib.words.filters import ratio, scientific, spread, time
 
 
 @pytest.fixture(scope="session")
@@ -86,12 +86,12 @@ def test_the_sections_are_the_papers_and_ours(page):
 def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
     captions = [caption.get_text() for caption in page.find_all("figcaption")]
     wanted = [f"Test image {i}" for i in ("0", "120", "240", "360", "480")]  # evenly spread over 600
-    wanted += ["Training MSE", "Validation MSE", "Time of an epoch", "The three weights", "The largest weight error"]
+    wanted += ["Training MSE", "Validation MSE", "Time per epoch", "The three weights", "The largest weight error"]
     wanted += ["Speed-up on the CPU", "The speed-up of each combination"]
     for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 1):
         assert re.sub(r"\s+", " ", caption).startswith(f"Figure {number}: {start}")
         assert f"Figure {number}: {start}" in pdf_text
-    assert "All runs were trained on one device, cpu" in page.find("main").get_text()
+    assert "precise-cpu and paper-cpu were trained on cpu" in page.find("main").get_text()
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")
@@ -128,7 +128,8 @@ def test_every_figure_has_alt_text(page):
 def test_table_1_has_the_papers_times_beside_ours(page, pdf_text):
     table = next(table for table in page.find_all("table") if "Table 1" in table.get_text())
     rows = [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in table.find("tbody").find_all("tr")]
-    published = paper.table1().query("device == 'cpu'")
+    assert {row[0] for row in rows[24:]} == {"cuda"} and all(row[6:] == ["–"] * 6 for row in rows[24:])
+    rows, published = rows[:24], paper.table1().query("device == 'cpu'")
     assert [row[4] for row in rows] == [f"{1000 * seconds:.1f}" for seconds in published["seconds"]]
     time = r"\d+(\.\d+)?"
     measured = re.compile(rf"{time} \[{time}, {time}\]")
@@ -147,10 +148,10 @@ def test_the_first_page_says_what_was_measured_where(made, page):
 
 
 def test_numbers_in_prose_come_from_the_run_files(made, page):
-    mse = scientific(read_run(made / "runs/precise-cpu").compare.test_mse)
-    abstract = page.find(class_="abstract").get_text()
-    assert f"the MSE is {mse}" in abstract
-    assert f"(MSE {mse} over 600 test images, preset precise, changed: " in abstract
+    compared = read_run(made / "runs/paper-cpu").compare
+    abstract = re.sub(r"\s+", " ", page.find(class_="abstract").get_text())
+    assert f"the worst pixel is off by {scientific(255 * compared.max_error)} of 255 grey levels" in abstract
+    assert "every pixel of 600 test images is right to within half a grey level" in abstract
 
 
 def test_the_page_needs_no_other_host(page):
@@ -374,19 +375,24 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 def test_report_json_has_the_numbers_that_the_page_shows(made, page):
     numbers = json.loads((made / "report/build/report.json").read_text())
     text = re.sub(r"\s+", " ", page.find("main").get_text())
-    place = numbers["places"]["cpu"]
-    fastest, ratio = place["best"]["best"]["fast"], place["against_pipeline"]["best"]["fast"]["image by image"]
-    assert f"is fastest with batch size {fastest['batch_size']}" in text and spread_text(fastest) in text
-    found = Estimate(*(ratio[name] for name in ("median", "low", "high", "n")))
-    assert (ratio["verdict"], verdict(found)) == ("faster", "faster")
-    assert f"{ratio_text(found)} as fast as the pipeline run image by image" in text
-    for label, run in numbers["runs"].items():
-        assert f"the largest difference is {scientific(run['train']['largest_weight_error'])}" in text, label
-        assert f"epoch {run['train']['best_epoch']} of {run['train']['epochs']}" in text
-    for name, effect in place["time_with_over_without"]["fast"].items():
-        assert f"{effect['median']:.2f} [{effect['low']:.2f}, {effect['high']:.2f}]" in text, name
-    for factor in place["factors"]:
-        assert f"{times_text(factor['ratio'])} [{factor['low']:.3g}, {factor['high']:.3g}]" in text
+
+    def estimate(found: dict) -> Estimate:
+        return Estimate(*(found[name] for name in ("median", "low", "high", "n")))
+
+    (place,) = numbers["places"]
+    fast = next(method for method in place["methods"] if method["name"] == "fast")
+    assert f"is fastest with batch size {fast['best']['batch_size']}" in text
+    assert time(estimate(fast["best"]["seconds"])) in text
+    over = fast["over"]["sequential"]
+    assert (over["verdict"], estimate(over).verdict) == ("faster", "faster")
+    assert f"{ratio(estimate(over))} as fast as the pipeline image by image" in text
+    for run in numbers["runs"]:
+        assert f"largest difference {scientific(run['training']['error'])}" in text, run["label"]
+        assert f"{run['training']['best_epoch']} of {run['training']['epochs']}" in text
+    for effect in fast["effects"]:
+        assert spread(estimate(effect["ratio"])) in text, effect["name"]
+    for change in place["changes"]:
+        assert ratio(estimate(change["ratio"])) in text
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_line(made, tmp_path):

@@ -5,13 +5,14 @@ import importlib.util
 import itertools
 import math
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
 from transformnet_lib import GRAY_WEIGHTS, CustomDataset, Pipeline, TransformNet, libraries, measure, seeds, sizes
-from transformnet_lib.findings import studies
+from transformnet_lib.facts.study import Rival, StudyFacts, study_facts
 from transformnet_lib.libraries import (
     BASELINE,
     FAST,
@@ -26,6 +27,13 @@ from transformnet_lib.model import weighted_model
 from transformnet_lib.pipeline import to_float
 from transformnet_lib.sizes import SIZE_COLUMNS, sizes_table, study_sizes
 from transformnet_lib.workbench import Workbench
+
+
+def facts_of(libraries: pd.DataFrame | None = None, sizes: pd.DataFrame | None = None) -> StudyFacts:
+    """What follows from a study's tables; those left out are empty."""
+    none = pd.DataFrame(columns=["method", "device", "images", "seconds", "reason", "peak_mib"])
+    study = SimpleNamespace(libraries=none if libraries is None else libraries, sizes=none if sizes is None else sizes)
+    return study_facts(SimpleNamespace(label="r", study=study))
 
 
 @pytest.fixture
@@ -137,8 +145,8 @@ def test_a_library_that_is_not_installed_and_a_device_that_is_not_there_say_so(e
     said = table.set_index(["method", "device"])["reason"]
     assert said["Kornia, batches", "cpu"].startswith("not measured: kornia is not installed (pip install")
     assert said["torchvision v2, batches", "mps"] == "not measured: no MPS device"
-    text = studies.libraries_text(table)
-    assert "Kornia, batches" in text and "kornia is not installed" in text
+    reasons = {library.method: library.reason for library in facts_of(table).libraries if library.reason}
+    assert "kornia is not installed" in reasons["Kornia, batches"]
 
 
 def test_the_verdict_follows_the_times():
@@ -153,23 +161,18 @@ def test_the_verdict_follows_the_times():
         ]  # fmt: skip
         return libraries_table(pd.DataFrame(facts), pd.DataFrame(rounds))
 
-    assert "is 3× [3, 3] as fast as the quickest of the others, Pillow" in studies.libraries_text(table(0.1))
-    assert "is 0.5× [0.5, 0.5] as fast as the quickest of the others, Pillow" in studies.libraries_text(table(0.6))
-    assert "is as fast (within ±3%: 1× [1, 1]) as the quickest of" in studies.libraries_text(table(0.3))
-    assert "is neither faster nor slower beyond doubt (2.4× [0.6, 2.4]) than" in (
-        studies.libraries_text(table(0.25, spread=2.0))
-    )
-    assert "Not the same pictures, by more than one grey level somewhere: Pillow, image by image (1.5)" in (
-        studies.libraries_text(table(0.1))
-    )
-    assert "Its pictures differ" not in studies.libraries_text(table(0.1))
-    learned = table(0.1).replace({"max_difference": {0.0: 17.7}})
-    assert "Its pictures differ by up to 17.7 grey levels" in studies.libraries_text(learned)
-    assert studies.libraries_table(table(0.1))["speed-up"].tolist() == [
-        "1× [1, 1]",
-        "3.33× [3.33, 3.33]",
-        "10× [10, 10]",
-    ]
+    def rival(*options: float) -> Rival:
+        (found,) = facts_of(table(*options)).rivals
+        return found
+
+    assert rival(0.1).library.method == "Pillow, image by image" and rival(0.1).library.ahead.median == pytest.approx(3)
+    verdicts = {0.1: "faster", 0.6: "slower", 0.3: "equal"}
+    assert {ours: rival(ours).library.ahead.verdict for ours in verdicts} == verdicts
+    assert rival(0.25, 2.0).library.ahead.verdict == "open"
+    assert [other.method for other in rival(0.1).different] == ["Pillow, image by image"] and not rival(0.1).own.differs
+    learned = facts_of(table(0.1).replace({"max_difference": {0.0: 17.7}})).rivals[0].own
+    assert learned.differs and learned.grey_levels == 17.7
+    assert [library.speedup.median for library in facts_of(table(0.1)).libraries] == pytest.approx([1, 10 / 3, 10])
 
 
 # Cost over size
@@ -208,20 +211,15 @@ def test_an_earlier_peak_is_forgotten():
     assert sizes._peak_mib() < before - 200
 
 
-@pytest.mark.parametrize(
-    ("power", "words"), [(1.0, "in proportion"), (0.5, "less than in proportion"), (2.0, "faster than that")]
-)
-def test_growth_is_put_into_words(power, words):
+@pytest.mark.parametrize(("power", "growth"), [(1.0, "proportional"), (0.5, "less"), (2.0, "more")])
+def test_growth_is_judged_by_its_power(power, growth):
     counts = [1_000, 10_000, 100_000]
     seconds = [(n / 1000) ** power / 10 for n in counts]
     table = pd.DataFrame(
-        {"method": "fast", "images": counts, "seconds": seconds, "low": seconds, "high": seconds,
-         "peak_mib": [800.0, 801, 802], "reason": ""}
+        {"method": "fast", "images": counts, "seconds": seconds, "low": seconds, "high": seconds, "rounds": 9,
+         "peak_mib": [100.0, 200.0, 300.0], "reason": ""}
     )  # fmt: skip
-    text = studies.sizes_text(table)
-    assert f"time grows {words} for “model, the fast method”." in text
-    assert "process was 800 MiB for 1,000 images, 801 MiB for 10,000 images and 802 MiB for 100,000 images." in text
-    (row,) = studies.sizes_table(table).to_dict("records")
-    assert (row["Method"], row["images"]) == ("model, the fast method", "100,000")
-    assert row["µs an image"] == f"{10 * seconds[-1]:.3g}"
-    assert row["time grows as images to the power"] == f"{power:.2f}"
+    found = facts_of(sizes=table)
+    (size,) = found.sizes
+    assert (size.growth, size.images) == (growth, 100_000) and size.power == pytest.approx(power)
+    assert found.peak_mib == {1_000: 100.0, 10_000: 200.0, 100_000: 300.0}

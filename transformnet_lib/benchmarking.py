@@ -232,9 +232,12 @@ class Measurements:
 
     def rows(self, part: str, method: str, device: str) -> pd.DataFrame:
         """The measured rows of a method on a device, with the weights of the model that is timed."""
-        table = self.table
-        wanted = {"part": part, "method": method, "device": device, "reason": "", "weights": ""}
-        return table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+        return self._measured.get((part, method, device), self.table.iloc[:0])
+
+    @cached_property
+    def _measured(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        measured = self.table[(self.table["reason"] == "") & (self.table["weights"] == "")]
+        return dict(iter(measured.groupby(["part", "method", "device"])))
 
     def fastest(self, method: str, device: str, part: str = "sweep") -> pd.Series | None:
         """The row of a method with the least time per image, None where nothing was measured."""

@@ -218,6 +218,9 @@ def report(
     ] = False,
     title: option(str, "The report's title.") = None,
     author: option(str, "The author named under the title.") = None,
+    words: Annotated[
+        Path | None, typer.Option(parser=folder, help="A folder of templates of your own in place of those shipped.")
+    ] = None,
     runs_dir: folder_option("Where the runs are made, one folder per run.") = Path("runs"),
     out: folder_option("The folder for report.html and report.pdf.") = Path("report/build"),
     force: Force = False,
@@ -249,14 +252,17 @@ def report(
         names = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise TransformnetError(f"{names}: only for making runs; --run reports on finished ones")
     from .files import check_path
-    from .findings.text import percent
     from .report import check_front, make_report, make_runs, refuse_others
     from .run import read_runs, shipped_runs
     from .sizes import SIZES
     from .stages import SEEDS, STUDY_SEEDS
+    from .words import check_folder
+    from .words.filters import percent, plain
 
     check_path("out", out)
     check_front(title, author)
+    if words:
+        check_folder(words)
     refuse_others(out / "report.ipynb")
     made = run or make_runs(
         device or [],
@@ -270,14 +276,14 @@ def report(
     )
     # A shipped run joins where it shows a kind of device that is not here; to runs that were named nothing is added
     shipped = [] if run else [each.path for each in shipped_runs(read_runs(made))]
-    files = make_report([*made, *shipped], out, title=title, author=author)
+    files = make_report([*made, *shipped], out, title=title, author=author, words=words)
     for file in files:
         typer.echo(file)
     numbers = json.loads(files[-1].read_text())
-    first, _, _ = one_line(numbers["answer"]).partition(". ")
-    typer.echo(f"{first}.", err=True)
-    for title, place in numbers["places"].items():
-        typer.echo(f"{one_line(title)}: speed-ups are good to ±{percent(place['precision'])}", err=True)
+    typer.echo(plain(numbers["answer"]), err=True)
+    for place in numbers["places"]:
+        title = one_line(f"{place['run']}, {place['device']}")
+        typer.echo(f"{title}: speed-ups are good to ±{percent(place['precision'])}", err=True)
 
 
 @app.command()

@@ -15,16 +15,17 @@ from ipywidgets import Widget
 from matplotlib.figure import Figure
 
 from .errors import ParameterError, one_line
-from .findings.text import escape, without_controls
+from .words.filters import literal, without_controls
 
 NUMBERS = "application/json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def show_text(markdown: str, *, widget: Widget | None = None) -> None:
-    """Show computed prose, Markdown with `$…$` maths; with `widget`, that where widgets run."""
+    """Show prose, Markdown with `$…$` maths, if there is any; with `widget`, that where widgets run."""
     if widget is None:
-        display(Markdown(markdown))
+        if markdown:
+            display(Markdown(markdown))
     else:
         display({"text/markdown": markdown, "text/plain": markdown} | _view(widget), raw=True)
 
@@ -48,18 +49,19 @@ def show_live_figure(figure: Figure, *, label: str, caption: str, alt: str) -> C
     return lambda: shown.update(_drawn(figure, label), raw=True, metadata=metadata)
 
 
-def show_table(
-    table: pd.DataFrame, *, label: str, caption: str, index: bool = False, widget: Widget | None = None
-) -> None:
-    """Show a table with its caption; its values as they are, so format them first. `label` starts with "tab-".
+def show_table(table: str | pd.DataFrame, *, label: str, caption: str, widget: Widget | None = None) -> None:
+    """Show a table, in Markdown or as its values are, with its caption. `label` starts with "tab-".
 
     With `widget`, that is shown where widgets run.
     """
-    with pd.option_context("display.max_colwidth", None):  # else long texts are cut
-        bundle = {
-            "text/html": without_controls(table.to_html(index=index, border=0, na_rep="–")),
-            "text/plain": without_controls(table.to_string(index=index, na_rep="–")),
-        }
+    if isinstance(table, str):
+        bundle = {"text/markdown": table, "text/plain": table}
+    else:
+        with pd.option_context("display.max_colwidth", None):  # else long texts are cut
+            bundle = {
+                "text/html": without_controls(table.to_html(index=False, border=0, na_rep="–")),
+                "text/plain": without_controls(table.to_string(index=False, na_rep="–")),
+            }
     display(bundle | _view(widget), raw=True, metadata={"transformnet": {"label": label}})
     _show_caption(label, caption)
 
@@ -82,7 +84,7 @@ def show_front(*, title: str, author: str, date: str) -> None:
     front = {"title": title, "author": author, "date": date}
     byline = ", ".join(filter(None, [author, date]))
     display(
-        {"text/markdown": f"# {escape(title)}\n\n{escape(byline)}", "text/plain": title},
+        {"text/markdown": f"# {literal(title)}\n\n{literal(byline)}", "text/plain": title},
         raw=True,
         metadata={"transformnet": {"front": front}},
     )

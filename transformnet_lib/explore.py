@@ -16,15 +16,15 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+import mistune
 import numpy as np
 import pandas as pd
 import torch
 
 from .dataset import CustomDataset
 from .errors import TransformnetError
+from .facts import report_facts
 from .figures import distance_curves, error_colours, history_curves, loss_contours, png
-from .findings.learning import weights_table
-from .findings.text import scientific
 from .images import decode_image
 from .model import TransformNet
 from .normal_equations import mse_of
@@ -33,6 +33,8 @@ from .resized import ResizedImages
 from .run import Run, label_of, read_runs, reference_run
 from .stage_folder import is_complete
 from .training import TrainConfig, Trainer
+from .words import Words
+from .words.filters import scientific
 
 CHANNELS = ("red", "green", "blue")
 DIRECTIONS = ("flattest", "middle", "steepest")
@@ -319,8 +321,7 @@ class RunChooser:
             return
         try:
             runs = read_runs(self.choice.value)
-            with pd.option_context("display.max_colwidth", None):
-                table = weights_table(runs).to_html(index=False, border=0)
+            table = mistune.html(Words(report_facts(runs))("weights", "table", digits=7))
             figure = runs_figure(runs)
         except TransformnetError as error:
             self.text.value = html.escape(str(error), quote=False)

@@ -19,7 +19,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFo
 from PIL import Image
 from torch import Tensor
 
-from .findings.text import times_text
+from .measure import Estimate
+from .words.filters import times
 
 TEXT_WIDTH = 6.3  # inches, 160 mm
 
@@ -244,30 +245,33 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
     return ax
 
 
-def speedup_bars(ax: Axes, cells: pd.DataFrame, *, copy: float | None, title: str) -> Axes:
-    """Draw the speed-up of each combination of network, loader and storage, a bar each, on a logarithmic axis.
+def speedup_bars(
+    ax: Axes, speedups: Mapping[str, Estimate], *, hatched: Sequence[str] = (), copy: float | None, title: str
+) -> Axes:
+    """Draw the speed-up of each combination of network, loader and storage, by its name, on a logarithmic axis.
 
-    `cells` has name, speedup, low and high, as `findings.speed.cells` gives them; the first word of a name gives the
-    colour. `copy` is the speed-up of moving the bytes once.
+    The first word of a name gives the colour; those `hatched` are hatched. `copy` is the speed-up of moving the bytes
+    once.
     """
-    kinds = list(dict.fromkeys(name.partition(",")[0] for name in cells["name"]))
-    colours = [COLOURS[kinds.index(name.partition(",")[0]) % len(COLOURS)] for name in cells["name"]]
-    hatches = ["////" if "known" in name else "" for name in cells["name"]]
+    kinds = list(dict.fromkeys(name.partition(",")[0] for name in speedups))
+    colours = [COLOURS[kinds.index(name.partition(",")[0]) % len(COLOURS)] for name in speedups]
+    hatches = ["////" if name in hatched else "" for name in speedups]
+    cells = pd.DataFrame([vars(each) for each in speedups.values()])
     rows = np.arange(len(cells))
     style = {"color": colours, "hatch": hatches, "edgecolor": "white", "height": 0.7}
-    ax.barh(rows, cells["speedup"] - 0.5, left=0.5, **style)
-    spread = [cells["speedup"] - cells["low"], cells["high"] - cells["speedup"]]
-    ax.errorbar(cells["speedup"], rows, xerr=spread, linestyle="none", color="black", linewidth=1, capsize=2)
+    ax.barh(rows, cells["median"] - 0.5, left=0.5, **style)
+    spread = [cells["median"] - cells["low"], cells["high"] - cells["median"]]
+    ax.errorbar(cells["median"], rows, xerr=spread, linestyle="none", color="black", linewidth=1, capsize=2)
     for row, cell in enumerate(cells.itertuples()):
-        ax.text(cell.high * 1.08, row, times_text(cell.speedup), va="center", fontsize=8)
+        ax.text(cell.high * 1.08, row, times(cell.median), va="center", fontsize=8)
     if copy is not None:
         ax.axvline(copy, color="#555555", linestyle=":", linewidth=1.4)
-        ax.text(copy, -0.9, f"copy {times_text(copy)} ", ha="right", va="center", fontsize=8, color="#555555")
+        ax.text(copy, -0.9, f"copy {times(copy)} ", ha="right", va="center", fontsize=8, color="#555555")
     ax.axvline(1, color="#555555", linestyle="--", linewidth=1.2)
     ax.set_xscale("log")
     ax.set_xlim(0.5, 3 * max(cells["high"].max(), copy or 1))
     _plain_log_ticks(ax.xaxis)
-    ax.set_yticks(rows, cells["name"], fontsize=8)
+    ax.set_yticks(rows, list(speedups), fontsize=8)
     ax.set_ylim(-1.5, len(cells) - 0.4)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("speed-up over image by image (×)")

@@ -64,6 +64,15 @@ class Estimate:
         """Half the interval's width, as a part of the median."""
         return (self.high - self.low) / 2 / abs(self.median)
 
+    @property
+    def verdict(self) -> str:
+        """Of a ratio of speeds: "faster", "slower", "equal" (within EQUAL) or "open", by the interval alone."""
+        if self.low >= 1 / (1 + EQUAL) and self.high <= 1 + EQUAL:
+            return "equal"
+        if self.low > 1:
+            return "faster"
+        return "slower" if self.high < 1 else "open"
+
 
 def estimate(values: Sequence[float]) -> Estimate:
     """The median of independent `values` and its order-statistic interval, from the k-th smallest to the k-th largest.

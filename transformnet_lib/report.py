@@ -31,7 +31,6 @@ from .display import NUMBERS
 from .errors import Interrupted, NotebookError, ParameterError, RunError
 from .export import ExportError, HTMLReportExporter, PDFReportExporter
 from .files import drop_leftovers, locked, write_together
-from .findings.text import listed
 from .images import check_source
 from .machine import available_devices, resolve_device
 from .measure import LEAST_ROUNDS, check_rounds
@@ -144,7 +143,7 @@ class CellProgress:
 
     def write(self, text: str) -> None:
         """As a file, to which papermill writes the stderr of the kernel."""
-        *_, last = re.split(r"[\r\n]", text)
+        *_, last = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))  # bars move the cursor
         if last.strip():
             self.bar.set_postfix_str(re.sub(r"\|.*\|", "", last).strip())  # without its drawing: there is no room
 
@@ -299,7 +298,7 @@ def export(notebook: Path, out_dir: Path) -> list[Path]:
     try:
         write_together(contents)
     except OSError as error:
-        names = listed([file.name for file in contents])
+        names = ", ".join(file.name for file in contents)
         raise ExportError(f"{out_dir}: {names} cannot be written ({error.strerror}); old ones are kept") from error
     return list(contents)
 
@@ -372,7 +371,7 @@ def make_runs(
         if not run_stage(stage, run_dir, parameters | again):
             complete.append(f"{run_dir.name}/{stage}")
     if complete:
-        print(f"already complete, left as they are: {listed(complete)}", file=sys.stderr)
+        print(f"already complete, left as they are: {', '.join(complete)}", file=sys.stderr)
     return run_dirs
 
 
@@ -384,8 +383,17 @@ def check_front(title: str | None, author: str | None) -> None:
     PDFReportExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
 
 
-def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, author: str | None) -> list[Path]:
+def make_report(
+    run_dirs: Sequence[Path],
+    out_dir: Path,
+    *,
+    title: str | None,
+    author: str | None,
+    words: Path | None = None,
+) -> list[Path]:
     """Execute report.ipynb on finished runs and export it; returns [report.html, report.pdf, report.json].
+
+    `words` is a folder of templates in place of those shipped, one or all.
 
     A run with a stage that was begun and is not complete is refused, whatever the other runs have.
     """
@@ -399,7 +407,8 @@ def make_report(run_dirs: Sequence[Path], out_dir: Path, *, title: str | None, a
             raise RunError(f"{runs[0].path}: stage {name}: not run yet; `transformnet {name} --run-dir {runs[0].path}`")
     notebook = out_dir / "report.ipynb"
     refuse_others(notebook)
-    named = {name: text for name, text in (("title", title), ("author", author)) if text is not None}
+    given = {"title": title, "author": author, "words": words and str(words.resolve())}
+    named = {name: text for name, text in given.items() if text is not None}
     with locked(out_dir):
         drop_leftovers(out_dir)
         execute("report", notebook, {"runs": [str(run.path) for run in runs], **named})

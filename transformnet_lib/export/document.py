@@ -453,9 +453,11 @@ class _Reader:
                 fail(cell, f"{label} has no alt text")
             node = Node("figure", [node], cell=cell, attrs={"caption": None})
         else:
-            node = next((n for n in html_table(data.get("text/html", ""), cell) if n.kind == "table"), None)
+            blocks = html_table(data.get("text/html", ""), cell)
+            blocks += self.markdown.blocks(data.get("text/markdown", ""), cell, self.image_link)
+            node = next((block for block in blocks if block.kind == "table"), None)
             if not node:
-                fail(cell, f"{label} holds no table (text/html)")
+                fail(cell, f"{label} holds no table (text/html or text/markdown)")
         node.attrs["id"] = label
         return node
 

@@ -115,14 +115,16 @@ def test_unknown_options_are_refused():
 
 def test_a_report_says_its_answer_and_how_good_its_times_are(monkeypatch, tmp_path, capsys):
     def make_report(runs, out, **options):
-        (tmp_path / "report.json").write_text('{"answer": "Yes. And more.", "places": {"cpu": {"precision": 0.173}}}')
+        (tmp_path / "report.json").write_text(
+            '{"answer": "Yes. And more.", "places": [{"run": "r", "device": "cpu", "precision": 0.173}]}'
+        )
         return [tmp_path / "report.json"]
 
     monkeypatch.setattr(report, "make_runs", lambda *_, **__: [])
     monkeypatch.setattr(report, "make_report", make_report)
     monkeypatch.setattr(run, "shipped_runs", lambda made: [])
     cli.report(runs_dir=tmp_path, out=tmp_path)
-    assert capsys.readouterr().err == "Yes.\ncpu: speed-ups are good to ±17 %\n"
+    assert capsys.readouterr().err == "Yes. And more.\nr, cpu: speed-ups of the sweep are good to ±17 %\n"
 
 
 def test_a_report_hands_its_options_to_the_stages(monkeypatch, tmp_path):

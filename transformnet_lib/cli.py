@@ -283,7 +283,7 @@ def report(
     typer.echo(plain(numbers["answer"]), err=True)
     for place in numbers["places"]:
         title = one_line(f"{place['run']}, {place['device']}")
-        typer.echo(f"{title}: speed-ups are good to ±{percent(place['precision'])}", err=True)
+        typer.echo(f"{title}: speed-ups of the sweep are good to ±{percent(place['precision'])}", err=True)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import altered
-from handtimed import DRIFT, REASON, SECONDS, SIZES, SWEEP, WIDE, benchmark
+from handtimed import REASON, SECONDS, SIZES, SWEEP, WIDE, benchmark
 
 from transformnet_lib import Pipeline, Run, TrainConfig, paper
 from transformnet_lib.benchmarking import KNOWN, Measurements
@@ -38,9 +38,9 @@ def method(where: Place, name: str) -> Method:
 def test_the_fastest_setting_is_measured_again_and_compared_within_rounds(place):
     found = method(place(reference=lambda s: 16 / s.batch_size + 0.001 * s.shuffle), "reference")
     assert (found.best.batch_size, found.best.shuffle, found.best.drop_last) == (256, False, True)
-    assert found.best.seconds.median == pytest.approx(0.0625) and found.best.seconds.low == pytest.approx(
-        0.0625 * sorted(DRIFT)[1]
-    )
+    best = found.best.seconds
+    assert (best.median, best.low, best.high) == pytest.approx((0.0625, 0.0625, 0.0625))  # at the pipeline's pace
+    assert found.swept.seconds.median == pytest.approx(0.0625) and found.swept.name == found.best.name
     assert [(ratio.median, ratio.low, ratio.high) for ratio in found.over.values()] == [
         pytest.approx([16] * 3), pytest.approx([1.6] * 3)
     ]  # fmt: skip
@@ -54,6 +54,17 @@ def test_every_comparison_has_the_verdict_of_its_interval(place, seconds, verdic
     (found,) = where.methods
     assert found.over["batched"].verdict == found.one_thread["batched"].verdict == verdict
     assert where.no_gain is (verdict in ("slower", "equal"))
+
+
+def test_the_fastest_of_the_sweep_may_be_slower_when_it_is_measured_again(place):
+    best = {"batch_size": 64, "shuffle": True, "drop_last": True}
+
+    def seconds(s):
+        return (0.1 if s.part == "sweep" else 0.19) if best.items() <= vars(s).items() else 0.2
+
+    found = method(place(reference=lambda s: seconds(s) * WIDE), "reference")
+    assert (found.swept.seconds.median, found.best.seconds.median) == pytest.approx((0.1, 0.19))
+    assert found.as_fast == 11  # as its own rounds show, not as the sweep made believe
 
 
 def test_one_thread_has_rounds_of_its_own(place):
@@ -111,7 +122,7 @@ def test_the_pipelines_own_times_are_those_of_the_sweep(place, timed):
 
 
 @pytest.mark.parametrize(
-    ("fast", "images"), [(0.02, [4, 51]), (0.2, [5, None]), (2.0, [None, None]), (0.1 * WIDE, [5, None])]
+    ("fast", "images"), [(0.02, [5, 52]), (0.2, [6, None]), (2.0, [None, None]), (0.1 * WIDE, [5, None])]
 )
 def test_after_how_many_images_the_set_up_is_paid_back(place, fast, images):
     found = place(fast=fast).paid_back
@@ -244,7 +255,7 @@ def test_table1_has_all_of_the_papers_settings_and_ours_beside(timed):
     shuffled, *_, ordered = [row for row in table.rows[:24] if row.batch_size == 64]
     assert (shuffled.fast, shuffled.ratio, shuffled.images) == (None, None, 1024)
     assert (ordered.fast.speedup.median, ordered.ratio.median) == pytest.approx((20, 5))
-    assert ordered.reference.milliseconds.low == pytest.approx(219, abs=1)
+    assert ordered.reference.milliseconds.low == pytest.approx(212.5)  # of its own noise
 
 
 def test_devices_of_different_kinds_share_a_table1_and_others_do_not(timed):

@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from transformnet_lib import measure as m
 from transformnet_lib.errors import ParameterError
-from transformnet_lib.measure import Estimate, estimate, ratio, rounds, seconds_of, verdict
+from transformnet_lib.measure import Estimate, estimate, ratio, rounds, seconds_of
 
 TRIALS = 2000
 
@@ -31,9 +31,10 @@ def times(generator: np.random.Generator, count: int, *, noise: float = 0.05) ->
 @pytest.mark.parametrize("count", [9, 10, 20, 30])
 def test_an_interval_holds_the_true_ratio_and_equal_methods_are_rarely_called_different(count):
     mine, other = times(np.random.default_rng(count), count)
-    found = [estimate(each) for each in other / mine]
+    tables = (pd.DataFrame({"mine": m, "other": o}) for m, o in zip(mine, other, strict=True))
+    found = [ratio(table, "mine", "other") for table in tables]
     assert np.mean([each.low <= 1 <= each.high for each in found]) >= 0.94
-    assert np.mean([verdict(each) in ("faster", "slower") for each in found]) <= 0.06
+    assert np.mean([each.verdict in ("faster", "slower") for each in found]) <= 0.06
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.03, 0.05, 0.1])
@@ -44,7 +45,12 @@ def test_stopping_once_the_interval_is_narrow_keeps_both(noise):
         stops = (n for n in range(m.LEAST_ROUNDS + 1, 31) if n == 30 or estimate(each[:n]).precision <= m.PRECISION)
         found.append(estimate(each[: next(stops)]))
     assert np.mean([each.low <= 1 <= each.high for each in found]) >= 0.94
-    assert np.mean([verdict(each) in ("faster", "slower") for each in found]) <= 0.06
+    assert np.mean([each.verdict in ("faster", "slower") for each in found]) <= 0.06
+    for trial in range(20):  # `rounds` itself stops there too
+        methods = {"mine": iter(mine[trial]).__next__, "other": iter(other[trial]).__next__}
+        limit = float(mine[trial].sum() + other[trial].sum()) - 1e-9  # seconds: used up by the 30th round
+        asked = {"seconds": limit, "estimates": lambda seconds: [ratio(seconds, "mine", "other")], "repeat": False}
+        assert ratio(seconds_of(rounds(methods, **asked)), "mine", "other") == found[trial]
 
 
 def test_the_interval_is_that_of_the_order_alone():
@@ -69,7 +75,7 @@ def test_fewer_than_nine_rounds_are_refused_with_the_reason():
      (1.01, 1.2, "faster"), (1.0, 1.2, "open"), (0.8, 1.0, "open")],
 )  # fmt: skip
 def test_the_interval_alone_decides(low, high, expected):
-    assert verdict(Estimate(1.0, low, high, 9)) == expected
+    assert Estimate(1.0, low, high, 9).verdict == expected
 
 
 @pytest.fixture
@@ -99,8 +105,20 @@ def test_a_ratio_is_that_within_rounds_whatever_drifts(clock):
     assert ratio(seconds_of(table), "fast", "slow") == Estimate(2.0, 2.0, 2.0, 9)
     assert ratio(seconds_of(table), "slow", "fast").median == 0.5
     found = m.summary(seconds_of(table), "slow")
-    assert found.loc["fast"].tolist() == [9, 5.0, 2.0, 8.0, 2.0, 2.0, 2.0] and found.loc["slow", "speedup"] == 1
+    assert found.loc["fast"].tolist() == [9, 5.0, 5.0, 5.0, 2.0, 2.0, 2.0]  # at the pace of the slow one's median
+    assert found.loc["slow"].tolist() == [9, 10.0, 4.0, 16.0, 1.0, 1.0, 1.0]
+    assert m.summary(seconds_of(table)).loc["fast", ["seconds", "low", "high"]].tolist() == [5.0, 2.0, 8.0]
     assert m.summary(seconds_of(table))["speedup"].isna().all()
+
+
+def test_the_slower_of_two_methods_never_shows_the_larger_speed_up():
+    generator = np.random.default_rng(3)
+    for count in (9, 10, 13):
+        table = pd.DataFrame(generator.lognormal(0, 0.5, (count, 12)), columns=list("abcdefghijkl"))
+        found = m.summary(table, "a").drop("a")
+        assert found.sort_values("seconds")["speedup"].is_monotonic_decreasing
+        assert (found["low"] <= found["seconds"]).all() and (found["seconds"] <= found["high"]).all()
+        np.testing.assert_allclose(table["a"].median() / found["seconds"], found["speedup"])
 
 
 def test_each_round_has_another_order_that_the_seed_draws(clock):
@@ -144,9 +162,10 @@ def test_rounds_go_on_until_the_ratios_are_known_or_the_time_is_used(clock):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"seconds": -1}, "seconds: expected a number from 0, got -1"),
-     ({"seconds": "5"}, "seconds: expected a number from 0, got '5'"),
-     ({"seconds": 1, "precision": math.nan}, "precision: expected a number from 0, got nan")],
+    [({"seconds": -1}, "seconds: expected a number from 0 to 1e\\+09, got -1"),
+     ({"seconds": "5"}, "seconds: expected a number from 0 to 1e\\+09, got '5'"),
+     ({"seconds": 10**400}, "seconds: expected a number from 0 to 1e\\+09, got 1000"),
+     ({"seconds": 1, "precision": math.nan}, "precision: expected a number from 0 to 1e\\+09, got nan")],
 )  # fmt: skip
 def test_limits_that_are_none_are_refused(wrong, message):
     with pytest.raises(ParameterError, match=message):

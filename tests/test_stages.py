@@ -330,9 +330,12 @@ def test_a_benchmark_is_read_back_in_full_precision(run):
     table = run.benchmark.table
     reference = table[(table["part"] == "sweep") & (table["method"] == "reference") & (table["reason"] == "")]
     rounds = run.benchmark.measured.rounds_of("sweep")
+    last = rounds.groupby(["method", "round"])["seconds"].last()
+    pipeline = sum(last[name] for name in rounds["method"].unique() if name.startswith("sequential")) / 600
     for _, row in reference.iterrows():
-        last = rounds[rounds["method"] == row["name"]].groupby("round")["seconds"].last()
-        assert row["seconds"] == pytest.approx(last.median(), rel=1e-12)
+        speedup = (pipeline / (last[row["name"]] / row["images"])).median()
+        assert row["speedup"] == pytest.approx(speedup, rel=1e-12)
+        assert row["seconds"] == pytest.approx(row["images"] * pipeline.median() / speedup, rel=1e-12)
 
 
 def test_auto_is_measured_under_the_devices_own_name(path, few):
@@ -425,6 +428,9 @@ def test_more_seeds_are_added_and_fewer_are_there_already(path, train_set, monke
     assert made == [0, 1, 2] and more.seeds.table["seed"].tolist() == [0, 1, 2]
     assert seeds_stage(path, train_set, seeds=2, presets=["paper"]).seeds.parameters["seeds"] == [0, 1, 2]
     assert made == [0, 1, 2] and not list(path.glob("*.new"))
+    others = CustomDataset(data="photos", limit=100)
+    with pytest.raises(RunError, match=r"seeds was made with other parameters .*images: "):
+        seeds_stage(path, others, seeds=4, presets=["paper"])  # trainings on other images are no more of the same
     with pytest.raises(RunError, match="seeds was made with other parameters"):
         seeds_stage(path, train_set, seeds=[7], presets=["paper"])
     with pytest.raises(RunError, match="seeds was made with other parameters"):

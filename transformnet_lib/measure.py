@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
-from scipy.stats import binom
+from scipy.special import bdtr  # the binomial distribution; scipy.stats takes a second to import
 from tqdm import tqdm
 
 from .errors import ParameterError
@@ -27,6 +27,7 @@ CONFIDENCE = 0.96  # of an interval; to look after each round whether it is narr
 PRECISION = 0.03  # half an interval's width, as a part of its median: rounds end when each ratio is known so well
 EQUAL = 0.03  # ratios within 1/1.03 and 1.03 make no difference to anybody
 TURN_SECONDS = 0.01  # of a turn at least; shorter passes are repeated within it, since clocks and caches are coarse
+MAX_SECONDS = 1e9  # thirty years
 # A round is disturbed if programs had to wait for a processor, or the hypervisor took one away, for more than this
 # part of its time.
 DISTURBED = 0.1
@@ -37,14 +38,14 @@ NOT_MEASURED = (ParameterError, RuntimeError, MemoryError, OSError)
 # A row per round and method. Round 0 is before the first one: a row of it says why a method could not be set up.
 ROUND_COLUMNS = {
     "round": "int",
-    "attempt": "int",  # 2 if the round was disturbed and measured again; the last attempt counts
+    "attempt": "count",  # 2 if the round was disturbed and measured again; the last attempt counts
     "method": "str",
-    "seconds": "float",  # per pass; none where there is a reason
+    "seconds": "duration",  # per pass; none where there is a reason
     "passes": "int",  # within the turn
-    "cpu_seconds": "float",  # processor time of this process during the turn, of all its threads
+    "cpu_seconds": "amount",  # processor time of this process during the turn, of all its threads
     "switches": "int",  # how often this process had to leave a processor to another one
-    "waiting_seconds": "float",  # in which any program waited for a processor; none but on Linux
-    "stolen_seconds": "float",  # that the hypervisor took from this machine's processors; none but on Linux
+    "waiting_seconds": "amount",  # in which any program, this one too, waited for a processor; none but on Linux
+    "stolen_seconds": "amount",  # that the hypervisor took from this machine's processors; none but on Linux
     "reason": "str",  # why the method failed in this round; empty where it did not
 }
 SUMMARY_COLUMNS = ["rounds", "seconds", "low", "high", "speedup", "speedup_low", "speedup_high"]
@@ -91,16 +92,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 @cache
 def _rank(n: int) -> int:
     """k of `estimate` for n values."""
-    return int(binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
-
-
-def verdict(ratio: Estimate) -> str:
-    """What the interval of a ratio (the other's seconds ÷ the method's) shows, and nothing but the interval."""
-    if ratio.low >= 1 / (1 + EQUAL) and ratio.high <= 1 + EQUAL:
-        return "equal"
-    if ratio.low > 1:
-        return "faster"
-    return "slower" if ratio.high < 1 else "open"
+    return int(np.searchsorted(bdtr(np.arange(n), n, 0.5), (1 - CONFIDENCE) / 2))
 
 
 def seconds_of(table: pd.DataFrame) -> pd.DataFrame:
@@ -131,16 +123,23 @@ def reasons_of(table: pd.DataFrame) -> dict[str, str]:
 def summary(seconds: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
     """Each method's time, and how many times as fast as `baseline` it is, with intervals: a row per method.
 
-    `seconds` as `seconds_of` gives them. Columns: rounds, seconds (the median), low, high; with a baseline that was
-    measured also speedup, speedup_low, speedup_high.
+    `seconds` as `seconds_of` gives them. Columns: rounds, seconds, low, high; with a baseline that was measured also
+    speedup, speedup_low, speedup_high. Without one, a time is the median of the method's own. With one it is the
+    baseline's median ÷ the speed-up, so what the method takes while the machine runs at its median pace: then the
+    slower of two methods never shows the larger speed-up, and the baseline's time ÷ a method's is the speed-up shown.
     """
-    rows = {}
+    rows, anchor = {}, None
+    if baseline in seconds:
+        anchor = estimate(seconds[baseline].dropna().to_numpy())
     for method in seconds:
         time = estimate(seconds[method].dropna().to_numpy())
         rows[method] = {"rounds": time.n, "seconds": time.median, "low": time.low, "high": time.high}
-        if baseline in seconds:
+        if anchor:
             times = ratio(seconds, method, baseline)
             rows[method] |= {"speedup": times.median, "speedup_low": times.low, "speedup_high": times.high}
+            if method != baseline:
+                paced = (anchor.median / each for each in (times.median, times.high, times.low))
+                rows[method] |= dict(zip(("seconds", "low", "high"), paced, strict=True))
     return pd.DataFrame.from_dict(rows, orient="index", columns=SUMMARY_COLUMNS)
 
 
@@ -168,8 +167,8 @@ def check_rounds(least: int, seconds: float, precision: float) -> None:
             f"rounds: expected a whole number from {LEAST_ROUNDS}, got {least!r}: fewer do not bound a median"
         )
     for name, value in (("seconds", seconds), ("precision", precision)):
-        if type(value) not in (int, float) or not 0 <= value < float("inf"):
-            raise ParameterError(f"{name}: expected a number from 0, got {value!r}")
+        if type(value) not in (int, float) or not 0 <= value <= MAX_SECONDS:
+            raise ParameterError(f"{name}: expected a number from 0 to {MAX_SECONDS:.0e}, got {value!r:.20}")
 
 
 def rounds(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import paper
-from ..measure import Estimate
+from ..measure import Estimate, estimate
 from ..run import Run
 from .learning import RunFacts
 from .speed import Method, Place
@@ -113,11 +113,14 @@ def _cuda(runs: Sequence[Run], timed: Sequence[tuple]) -> tuple[list[Finding], s
         return [], "not timed" if not best else "not on CUDA" if "cpu" in best else "not on the CPU"
     (of_cpu, cpu), (of_cuda, cuda) = best["cpu"], best["cuda"]
     same = of_cpu.run == of_cuda.run
+    measured = {run.label: run.benchmark.measured for run in runs if run.benchmark}
     if same:
-        measured = next(run for run in runs if run.label == of_cpu.run).benchmark.measured
-        ratio = measured.ratio("best", cuda.best.name, cpu.best.name)
+        ratio = measured[of_cpu.run].ratio("best", cuda.best.name, cpu.best.name)
     else:  # different runs share no rounds: the ends of the two intervals against each other, wider than needed
-        slow, quick = cpu.best.microseconds, cuda.best.microseconds
+        slow, quick = (
+            estimate(measured[place.run].times["best"][method.best.name].dropna().to_numpy())
+            for place, method in (best["cpu"], best["cuda"])
+        )
         ends = slow.median / quick.median, slow.low / quick.high, slow.high / quick.low
         ratio = Estimate(*ends, min(slow.n, quick.n))
     numbers = {"ratio": ratio, "same_rounds": same, "cuda": of_cuda.title, "cpu": of_cpu.title}

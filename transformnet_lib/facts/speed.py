@@ -1,5 +1,6 @@
 """What the benchmarks show: on each device of each run the best settings, what matters, where the speed comes from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..benchmarking import KNOWN, PARTS, SWEPT, Measurements
-from ..measure import Estimate, estimate
+from ..measure import EQUAL, Estimate, estimate
 from ..methods import METHODS
 from ..run import Run
 
@@ -82,8 +83,9 @@ class Method:
 
     name: str  # reference or fast
     settings: int  # of the sweep that were measured
-    best: Timing | None  # the fastest of these, measured again in rounds of its own
-    as_fast: int  # how many other settings are not slower than the fastest beyond doubt
+    swept: Timing  # the fastest of these, as the sweep has it: partly the luckiest
+    best: Timing | None  # the same setting, measured again in rounds of its own
+    as_fast: int  # how many other settings of the sweep may be as fast as that
     over: dict[str, Estimate]  # how many times as fast as each of RIVALS, both at their best
     one_thread: dict[str, Estimate]  # the same with one thread
     wins: list[Wins]
@@ -313,6 +315,7 @@ def _method(found: "_Rounds", name: str) -> Method:
         settings=len(sizes),
         best=timing(found.row(name, "best")),
         as_fast=found.as_fast_as_best(name),
+        swept=timing(found.measured.fastest(name, found.device)),
         over=found.over(name, "best"),
         one_thread=found.over(name, "one thread"),
         wins=found.wins(name),
@@ -369,10 +372,15 @@ class _Rounds:
         return {rival: ratio for rival, ratio in found.items() if ratio}
 
     def as_fast_as_best(self, method: str) -> int:
-        """How many other settings of the sweep are not slower than the fastest one beyond doubt."""
-        rows, best = self.rows(method), self.measured.fastest(method, self.device)
-        names = [name for name in rows["name"] if name != best["name"]]
-        return sum(self.measured.ratio("sweep", name, best["name"]).verdict != "slower" for name in names)
+        """How many other settings of the sweep may be as fast as the fastest one, by the intervals of their speed-ups.
+
+        Of the fastest it is that of the rounds of its own: in the sweep the fastest of many is partly the luckiest.
+        """
+        rows, best = self.rows(method), self.row(method, "best")
+        if best is None:
+            return 0
+        others = rows[rows["name"] != best["name"]]
+        return int((others["speedup_high"] * (1 + EQUAL) >= best["speedup_low"]).sum())
 
     def pooled(self, pairs: Sequence[tuple[str, str]]) -> Estimate | None:
         """The time of the first setting ÷ that of the second, per image: in each round the median over the pairs."""
@@ -489,12 +497,12 @@ class _Rounds:
         ]
 
     def paid_back(self) -> list[Payback]:
-        """After how many images the set-up of the fast method is paid back, against each of RIVALS."""
+        """After how many images the set-up of the fast method is paid back, against each of RIVALS, which have none."""
         own, found = timing(self.row("fast", "best")), []
         for rival, ratio in self.over("fast", "best").items():
             images, gain = None, (ratio.median - 1) * own.microseconds.median / 1e6
             if ratio.verdict == "faster":
-                images = max(1, round(own.setup_seconds / gain))
+                images = max(1, math.ceil(own.setup_seconds / gain))
             found.append(Payback(rival, ratio.verdict, images))
         return found
 

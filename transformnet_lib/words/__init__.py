@@ -29,7 +29,7 @@ class Words:
     def __init__(self, report: Report, folder: str | Path = ""):
         loaders = [jinja2.FileSystemLoader(TEMPLATES)]
         if folder:
-            check_folder(Path(folder))
+            check_folder(folder)
             loaders.insert(0, jinja2.FileSystemLoader(folder))
         self.environment = environment(jinja2.ChoiceLoader(loaders))
         self.facts = {name: getattr(report, name) for name in dir(report) if not name.startswith("_")}
@@ -84,10 +84,12 @@ def _literally(value: object) -> object:
     return Markup(f"{value:,}") if isinstance(value, int) else filters.literal(value)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: object) -> None:
     """ParameterError for what is no folder, or holds a file that is no template's name."""
-    if not folder.is_dir():
-        raise ParameterError(f"words: expected a folder of templates, got {str(folder)!r}, which is none")
+    if not isinstance(folder, str | Path) or not Path(folder).is_dir():
+        shown = str(folder) if isinstance(folder, Path) else folder
+        raise ParameterError(f"words: expected a folder of templates, got {shown!r}, which is none")
+    folder = Path(folder)
     known = {path.name for path in TEMPLATES.glob("*.md.j2")}
     if unknown := sorted(path.name for path in folder.iterdir() if path.name not in known):
         raise ParameterError(

@@ -34,7 +34,7 @@ class Killed(BaseException):
 def table(columns: dict[str, str]) -> pd.DataFrame:
     """Two rows of any values, with some missing in the second."""
     floats = itertools.cycle(FLOATS)
-    rows = {"int": (1, 2), "loss": (math.inf, 1e300), "bool": (True, False), "str": (TEXT, "")}
+    rows = {"int": (1, 2), "count": (1, 2), "loss": (math.inf, 1e300), "bool": (True, False), "str": (TEXT, "")}
     return pd.DataFrame({name: rows.get(kind) or (next(floats), math.nan) for name, kind in columns.items()})
 
 

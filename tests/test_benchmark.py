@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -85,6 +86,11 @@ def test_small_batches_are_in_order_and_as_many_as_at_64():
     assert small_settings(plan(small_batch_sizes=[]), Measurements.none()) == []
 
 
+def test_small_batches_of_few_images_are_as_large_as_asked_for():
+    rows = small_settings(plan(count=50, small_batch_sizes=[1, 8, 64]), Measurements.none())
+    assert {(row.batch_size, row.images) for row in rows if row.method == "fast"} == {(1, 1), (8, 8), (64, 50)}
+
+
 def test_drop_last_drops_what_fills_no_batch():
     assert Setting("sweep", "fast", "cpu", 16, 50).images == 50
     assert Setting("sweep", "fast", "cpu", 16, 50, drop_last=True).images == 48
@@ -124,7 +130,8 @@ def test_a_speedup_is_over_the_pipeline_in_the_same_round_per_image_really_proce
     table = measured.table
     assert list(table.columns) == list(TABLE_COLUMNS)
     fast, sequential = table.set_index("method").loc[["fast", "sequential"]].to_dict("records")
-    assert (fast["images"], fast["rounds"], fast["seconds"], fast["low"], fast["high"]) == (48, 9, 12.0, 4.8, 19.2)
+    assert (fast["images"], fast["rounds"]) == (48, 9)
+    assert [fast[name] for name in ("seconds", "low", "high")] == pytest.approx([12.0] * 3)  # at the pipeline's median
     assert [fast[name] for name in ("speedup", "speedup_low", "speedup_high")] == pytest.approx([4.0] * 3)  # 0.2 ÷ 0.05
     assert fast["images_per_second"] == pytest.approx(4.0)
     assert (sequential["images"], sequential["seconds"], sequential["speedup"]) == (50, 50.0, 1.0)
@@ -347,11 +354,27 @@ def test_a_process_of_its_own_does_what_a_workbench_does(model, images):
             bench.prepare(replace(setting, batch_size=64, drop_last=True))
         bench.set_threads(1)
         bench.clear()
-        with pytest.raises(RuntimeError, match="fast"):
+        with pytest.raises(SystemError, match=r"(?s)Traceback.*KeyError: 'fast"):  # no reason of a row
             bench.turn(setting.name)
     finally:
         bench.close()
     assert not bench.process.is_alive()
+
+
+def test_a_device_that_does_not_answer_is_given_up(model, images, monkeypatch):
+    bench = DeviceProcess({"": model}, images, workbench=Silent)
+    bench.set_threads(1)  # it has started
+    monkeypatch.setattr("transformnet_lib.workbench.ANSWER_SECONDS", 0.1)
+    with pytest.raises(RuntimeError, match=r"the device's process gave no answer in 0\.1 s"):
+        bench.turn("any")
+    with pytest.raises(RuntimeError, match="the device's process ended"):
+        bench.turn("any")
+    bench.close()
+
+
+class Silent(Workbench):
+    def turn(self, name):
+        time.sleep(3600)
 
 
 def test_a_device_that_is_first_needed_in_a_part_has_the_threads_of_that_part(model, images, monkeypatch):
@@ -422,8 +445,17 @@ def test_cuda_is_timed(model, images):
     ("wrong", "message"),
     [
         ({"rounds": 8}, "rounds: expected a whole number from 9, got 8: fewer do not bound a median"),
-        ({"seconds": -1}, "seconds: expected a number from 0, got -1"),
-        ({"precision": "fine"}, "precision: expected a number from 0, got 'fine'"),
+        ({"seconds": -1}, "seconds: expected a number from 0 to"),
+        ({"seconds": 10**400}, "seconds: expected a number from 0 to"),
+        ({"precision": "fine"}, "precision: expected a number from 0 to .*, got 'fine'"),
+        ({"batch_sizes": [16, 16]}, r"batch_sizes: expected each number once, got \[16, 16\]"),
+        ({"batch_sizes": [2**63]}, "batch_sizes: expected a list of whole numbers from 1"),
+        ({"num_workers": [0, 0]}, "num_workers: expected each number once"),
+        ({"devices": "cpu"}, "devices: expected a list of devices, got 'cpu'"),
+        ({"devices": [0]}, "devices: expected a list of devices"),
+        ({"devices": ["cpu", "cpu"]}, "devices: expected each once"),
+        ({"other_weights": {"a": [1, 2, float("nan")]}}, "other_weights: expected names with red, green and blue each"),
+        ({"other_weights": {"a": [1, 2, 10**400]}}, "other_weights: expected names with red, green and blue each"),
         ({"batch_sizes": [16, 0]}, "batch_sizes: expected a list of whole numbers from 1"),
         ({"small_batch_sizes": [0]}, "small_batch_sizes: expected a list of whole numbers from 1"),
         ({"batch_sizes": []}, "batch_sizes: expected at least one"),
@@ -442,3 +474,8 @@ def test_cuda_is_timed(model, images):
 def test_parameters_out_of_range_are_refused(model, images, wrong, message):
     with pytest.raises(ParameterError, match=message):
         benchmark(model, images, **SMALL | {"devices": []} | wrong)
+
+
+def test_no_images_are_refused(model, images):
+    with pytest.raises(ParameterError, match=r"expected images of shape \(count, 3, height, width\), got \(0, 3"):
+        benchmark(model, images[:0], **SMALL)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -304,3 +305,16 @@ def test_reading_a_hostile_run_changes_nothing(path):
     (path / EXAMPLES).write_bytes(npz(indices=np.array([Evil(), Evil()], dtype=object)))
     before = content(path)
     assert refusal(path, EXAMPLES) and content(path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [("rounds.csv", "seconds", "0"), ("rounds.csv", "seconds", "-1"), ("rounds.csv", "attempt", "0"),
+     ("settings.csv", "batch_size", "0"), ("settings.csv", "offered", "0"), ("settings.csv", "setup_seconds", "-1"),
+     ("settings.csv", "setup_seconds", "inf"), ("settings.csv", "mse", "-0.5")],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_at_the_door(name, column, value, path):
+    table = pd.read_csv(path / "benchmark" / name, dtype=str, keep_default_na=False)
+    table.loc[0, column] = value
+    table.to_csv(path / "benchmark" / name, index=False)
+    assert column in refusal(path, f"benchmark/{name}")

@@ -90,12 +90,12 @@ def test_a_run_is_read_as_it_was_written(original, images):
     assert read.benchmark.measured.rounds["seconds"].tolist() == [k * 0.1 for k in range(1, 10)]
     assert math.isnan(read.benchmark.table["mse"].item()) and read.study.sizes["peak_mib"].item() == 0.1
     tables = [(run.HISTORY_COLUMNS, read.train.history), (run.SEED_COLUMNS, read.seeds.table)]
-    expected = {"int": (1, 2), "loss": (math.inf, 1e300), "bool": (True, False), "str": (TEXT, "")}
+    expected = {"int": (1, 2), "count": (1, 2), "loss": (math.inf, 1e300), "bool": (True, False), "str": (TEXT, "")}
     for columns, table in tables:
         assert list(table.columns) == list(columns)
         for name, kind in columns.items():
             first, second = table[name]
-            assert (first, second) == expected[kind] if kind != "float" else first in FLOATS and math.isnan(second)
+            assert (first, second) == expected[kind] if kind in expected else first in FLOATS and math.isnan(second)
 
 
 def test_reading_writes_nothing(path, images):

@@ -127,9 +127,11 @@ def test_a_study_has_a_row_for_every_preset_and_seed_that_says_how_it_ended(trai
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"seeds": [-1]}, "seeds: expected a whole number from 0"),
+        ({"seeds": [-1]}, "seeds: expected a list of whole numbers from 0"),
         ({"seeds": []}, "seeds: expected a list of whole numbers"),
         ({"seeds": 20}, "seeds: expected a list of whole numbers"),
+        ({"seeds": [3, 3]}, "seeds: expected each number once"),
+        ({"presets": ["paper", "paper"]}, "presets: expected each once"),
         ({"presets": "paper"}, "presets: expected a list of paper, precise"),
         ({"presets": ["best"]}, "presets: expected a list of paper, precise"),
         ({"device": "gpu"}, "device: expected cpu"),

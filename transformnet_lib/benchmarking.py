@@ -21,7 +21,9 @@ from math import nan
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from .checks import check_list
 from .errors import ParameterError
 from .machine import available_devices, resolve_device
 from .measure import (
@@ -53,6 +55,7 @@ SECONDS = 60.0  # for the turns of the sweep; its least rounds may take longer
 PART_SHARE = 1 / 15  # of the sweep's seconds, for the turns of each other part
 SWEPT = ("reference", "fast")  # the methods in the paper's table
 KNOWN = "known"  # the pipeline's own weights, in place of those of the model
+MAX_WEIGHT = 1e6  # of other weights; nothing near it is a grey mix
 CHECKED_AGAIN = 2048  # images whose outputs are compared once more after the rounds
 
 # settings.csv: a row per part and setting, there once a part is complete
@@ -60,15 +63,15 @@ SETTING_COLUMNS = {
     "part": "str",
     "method": "str",  # one of METHODS, copy, or one of STEPS
     "device": "str",
-    "batch_size": "int",
-    "offered": "int",  # images given to a pass
+    "batch_size": "count",
+    "offered": "count",  # images given to a pass
     "shuffle": "bool",
     "drop_last": "bool",
     "num_workers": "int",
     "weights": "str",  # empty: those of the model that is timed; known: the pipeline's own; or those of another run
-    "threads": "int",  # of PyTorch on the CPU
-    "setup_seconds": "float",  # what is done once, outside the clock: loader, folding, pinning, graph capture
-    "mse": "float",  # of the output against the ground truth, before the rounds; none where there is no model
+    "threads": "count",  # of PyTorch on the CPU
+    "setup_seconds": "amount",  # what is done once, outside the clock: loader, folding, pinning, graph capture
+    "mse": "amount",  # of the output against the ground truth, before the rounds; none where there is no model
 }
 # Derived: a row per part and setting; the pipeline image by image is one row per part, `sequential`
 TABLE_COLUMNS = (
@@ -115,7 +118,7 @@ def small_settings(plan: Plan, measured: "Measurements") -> list[Setting]:
     """Small batches, in order: as many of them as there are at 64, or they would take longer than all others."""
     made = []
     for size in plan.small_batch_sizes:
-        offered = max(1, plan.count * size // 64)
+        offered = min(plan.count, max(size, plan.count * size // 64))
         made.append(Setting("small", "batched", "cpu", size, offered))
         made += [Setting("small", method, device, size, offered) for device, method in product(plan.devices, SWEPT)]
     return made and [Setting("small", "sequential", "cpu", 1, max(1, plan.count // 10)), *made]
@@ -290,21 +293,33 @@ def check_sweep(
 ) -> None:
     """Raise ParameterError for a benchmark that cannot be run."""
     check_rounds(rounds, seconds, precision)
-    numbers = {"batch_sizes": (batch_sizes, 1), "small_batch_sizes": (small_batch_sizes, 1)}
-    for name, (values, least) in (numbers | {"num_workers": (num_workers, 0)}).items():
-        if not isinstance(values, list | tuple) or any(type(value) is not int or value < least for value in values):
-            raise ParameterError(f"{name}: expected a list of whole numbers from {least}, got {values!r}")
+    check_list("batch_sizes", batch_sizes, 1)
+    check_list("small_batch_sizes", small_batch_sizes, 1)
+    check_list("num_workers", num_workers, 0)
     if not batch_sizes:
         raise ParameterError("batch_sizes: expected at least one, got none")
+
+
+def check_devices(devices: object) -> None:
+    """Raise ParameterError for names of no device; that one is not here, the table states."""
+    if not isinstance(devices, list | tuple) or any(type(device) is not str for device in devices):
+        raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
+    if len(set(devices)) < len(devices):
+        raise ParameterError(f"devices: expected each once, got {devices!r}")
+    for device in devices:
+        if device.partition(":")[0] not in ("cuda", "mps"):
+            resolve_device(device)
 
 
 def check_weights(weights: object) -> dict[str, tuple[float, ...]]:
     """Other weights to time, by the name of where they come from; ParameterError unless three numbers each."""
     if not isinstance(weights, Mapping) or not all(
-        isinstance(each, list | tuple) and len(each) == 3 and all(type(value) in (int, float) for value in each)
+        isinstance(each, list | tuple)
+        and len(each) == 3
+        and all(type(value) in (int, float) and abs(value) <= MAX_WEIGHT for value in each)
         for each in weights.values()
     ):
-        raise ParameterError(f"other_weights: expected names with red, green and blue each, got {weights!r}")
+        raise ParameterError(f"other_weights: expected names with red, green and blue each, got {weights!r:.200}")
     if taken := {"", KNOWN} & set(weights):  # the model's own, and the pipeline's
         raise ParameterError(f"other_weights: expected names other than '' and {KNOWN!r}, got {taken.pop()!r}")
     return {str(name): tuple(map(float, each)) for name, each in weights.items()}
@@ -342,9 +357,9 @@ def benchmark(
     sweep = {"batch_sizes": batch_sizes, "small_batch_sizes": small_batch_sizes, "num_workers": num_workers}
     check_sweep(**sweep, rounds=rounds, seconds=seconds, precision=precision)
     others = {KNOWN: GRAY_WEIGHTS, **check_weights(other_weights or {})}
-    for device in devices:
-        if device.partition(":")[0] not in ("cuda", "mps"):  # whose absence the rows state
-            resolve_device(device)
+    check_devices(devices)
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ParameterError(f"expected images of shape (count, 3, height, width), got {tuple(images.shape)}")
     models = {"": model, **{name: weighted_model(weights, model.pipeline) for name, weights in others.items()}}
     plan = Plan(devices, **sweep, others=list(others), count=len(images))
     measured = done or Measurements.none()
@@ -423,7 +438,7 @@ def measure_part(
         table = stacked(table, pd.DataFrame([row], columns=list(ROUND_COLUMNS)))
 
     with benches.threads(threads):
-        for setting in settings:
+        for setting in tqdm(settings, desc=f"{part}: set up", unit="setting", leave=False):
             facts[setting.name] = {"setup_seconds": nan, "mse": nan}
             if setting.name in failed:
                 continue

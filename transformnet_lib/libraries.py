@@ -18,7 +18,18 @@ from torch import Tensor
 
 from .errors import ParameterError
 from .machine import available_devices, synchronize
-from .measure import LEAST_ROUNDS, NOT_MEASURED, ROUND_COLUMNS, failure, ratio, reasons_of, rounds, seconds_of, summary
+from .measure import (
+    LEAST_ROUNDS,
+    NOT_MEASURED,
+    ROUND_COLUMNS,
+    failure,
+    ratio,
+    reasons_of,
+    rounds,
+    seconds_of,
+    stacked,
+    summary,
+)
 from .methods import copy_pass, float32_exactly, prepare_pass
 from .model import TransformNet
 from .pipeline import Pipeline, to_float
@@ -28,8 +39,8 @@ BATCH_SIZE = 512  # images; where there are batches
 LIBRARY_COLUMNS = {
     "method": "str",
     "device": "str",
-    "images": "int",
-    "max_difference": "float",  # largest difference of a pixel from the ground truth, in grey levels of 255
+    "images": "count",
+    "max_difference": "amount",  # largest difference of a pixel from the ground truth, in grey levels of 255
 }
 
 
@@ -152,7 +163,9 @@ def study_libraries(
                 except NOT_MEASURED as error:
                     methods.pop(name, None)
                     failures.append({"round": 0, "attempt": 1, **failure(name, error)})
-        before = pd.DataFrame(failures, columns=list(ROUND_COLUMNS)) if done is None else done
+        before = pd.DataFrame(failures, columns=list(ROUND_COLUMNS))
+        if done is not None:  # whose methods that failed, failed then for good
+            before = stacked(done, before[~before["method"].isin(reasons_of(done))])
         table = rounds(methods, seconds=0, least=least, title="libraries", done=before, save=save)
         facts = pd.DataFrame(rows, columns=list(LIBRARY_COLUMNS))
         for row in (row for row in rows if name_of(row["method"], row["device"]) in methods):

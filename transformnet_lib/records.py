@@ -35,16 +35,21 @@ MAX_TEXT_BYTES = 2**24  # 16 MiB, of JSON and CSV, which grow when they are pars
 _Missing = pydantic.BeforeValidator(lambda field: "nan" if field == "" else field)
 KINDS = {
     "int": Annotated[int, Field(ge=0, lt=2**63)],
+    "count": Annotated[int, Field(ge=1, lt=2**63)],
     "float": Annotated[float, _Missing, pydantic.AfterValidator(lambda value: _finite(value))],
+    "amount": Annotated[float, _Missing, pydantic.AfterValidator(lambda value: _finite(value, value >= 0))],
+    "duration": Annotated[float, _Missing, pydantic.AfterValidator(lambda value: _finite(value, value > 0))],
     "loss": Annotated[float, _Missing],  # of an epoch: infinite in a training that diverges
     "bool": bool,
     "str": str,
 }
 
 
-def _finite(value: float) -> float:
+def _finite(value: float, in_range: bool = True) -> float:
     if math.isinf(value):
         raise ValueError("expected a finite number")
+    if not in_range and not math.isnan(value):
+        raise ValueError(f"a number out of range, {value}")
     return value
 
 

@@ -315,6 +315,9 @@ def _numbers(notebook: Path) -> dict | None:
 def weights_of(run_dirs: Sequence[Path]) -> dict[str, list[float]]:
     """The trained weights of runs, by their labels: red, green and blue."""
     runs = [read_run(run_dir, stages=["train"]) for run_dir in run_dirs]
+    for run in runs:
+        if (same := next(other for other in runs if other.label == run.label)) is not run:
+            raise RunError(f"{run.path} and {same.path}: two runs named {run.label}; rename one of the folders")
     return {run.label: list(run.train.weights) for run in runs}
 
 

@@ -228,7 +228,7 @@ def _derived(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table that follows from rounds; RunError where none does."""
     try:
         return make()
-    except (LookupError, TypeError, ValueError, ParameterError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, ParameterError) as error:
         raise damaged(path, error) from error
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 from tqdm import tqdm
 
+from .checks import check_list
 from .dataset import CustomDataset
 from .errors import DataError, ParameterError
 from .machine import resolve_device
 from .normal_equations import least_squares_of
 from .resized import ResizedImages
-from .training import PRESETS, TrainConfig, Trainer, check_whole, finish
+from .training import PRESETS, TrainConfig, Trainer, finish
 
 PRESETS_STUDIED = ("paper", "precise")
 
@@ -23,12 +24,12 @@ SEED_COLUMNS = {
     "red": "float",  # the restored weights
     "green": "float",
     "blue": "float",
-    "weight_error": "float",  # the largest difference of a weight from the least-squares optimum of the same split
-    "val_mse": "float",  # of the restored weights
-    "best_epoch": "int",
-    "epochs": "int",
+    "weight_error": "amount",  # the largest difference of a weight from the least-squares optimum of the same split
+    "val_mse": "amount",  # of the restored weights
+    "best_epoch": "count",
+    "epochs": "count",
     "no_gradient": "bool",
-    "seconds": "float",  # of all epochs; preparing the images, which all trainings share, is left out
+    "seconds": "amount",  # of all epochs; preparing the images, which all trainings share, is left out
 }
 
 
@@ -62,8 +63,9 @@ def check_seeds(presets: Sequence[str], seeds: Sequence[int]) -> None:
         raise ParameterError(f"seeds: expected a list of whole numbers, or how many (from 1), got {seeds!r}")
     if not isinstance(presets, list | tuple) or not presets or any(preset not in list(PRESETS) for preset in presets):
         raise ParameterError(f"presets: expected a list of {', '.join(PRESETS)}, got {presets!r}")
-    for seed in seeds:
-        check_whole("seeds", seed, 0)
+    if len(set(presets)) < len(presets):
+        raise ParameterError(f"presets: expected each once, got {presets!r}")
+    check_list("seeds", seeds, 0)
 
 
 def _rows(dataset: CustomDataset, settings: Sequence[tuple[str, int]], device: str) -> Iterator[dict]:

@@ -9,6 +9,7 @@ import pandas as pd
 import psutil
 from torch import Tensor
 
+from .checks import check_list
 from .errors import ParameterError
 from .measure import (
     LEAST_ROUNDS,
@@ -34,8 +35,8 @@ BATCH_SIZE = 512  # images
 SIZE_COLUMNS = {
     "method": "str",  # sequential, batched (both the pipeline, on the CPU), reference or fast (the model)
     "device": "str",
-    "images": "int",
-    "peak_mib": "float",  # the process' largest resident size while this size was measured; not on Linux: after it
+    "images": "count",
+    "peak_mib": "amount",  # the process' largest resident size while this size was measured; not on Linux: after it
 }
 
 
@@ -119,9 +120,10 @@ def sizes_table(facts: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_sizes(sizes: Sequence[int]) -> None:
-    """ParameterError unless `sizes` are whole numbers from 1."""
-    if not isinstance(sizes, list | tuple) or any(type(size) is not int or size < 1 for size in sizes):
-        raise ParameterError(f"sizes: expected a list of whole numbers from 1, got {sizes!r}")
+    """ParameterError unless `sizes` are whole numbers from 1, each once."""
+    check_list("sizes", sizes, 1)
+    if not sizes:
+        raise ParameterError("sizes: expected at least one, got none")
 
 
 # Linux keeps the largest resident size of a process and can forget it: man proc_pid_clear_refs, man proc_pid_status

@@ -22,6 +22,8 @@ from .records import FORMAT, Begun, Environment, Finished, ImageSet, Record, par
 from .run import checked_path, read_run
 from .stage_folder import check_place, empty, is_complete, remove, settle
 
+TIMED = ("benchmark", "study")  # stages whose results are times
+
 
 class StageWriter:
     """A stage at work: the folder that its files go to, and the `results` to put into stage.json."""
@@ -159,8 +161,10 @@ def _continued(path: Path, name: str, before: Begun, begun: Begun, force: bool) 
     if name != "train" and before.training != begun.training:
         return begun  # made with an earlier training
     differing = _differences(before, begun)
-    if not differing and before.environment.torch != begun.environment.torch:
-        differing = f"torch: {before.environment.torch} → {begun.environment.torch}"
+    # Times of two machines in one table would be compared
+    names = ("torch", "cpu", "device_name", "threads") if name in TIMED else ("torch",)
+    old, new = ({name: getattr(each.environment, name) for name in names} for each in (before, begun))
+    differing = differing or "; ".join(f"{name}: {old[name]} → {new[name]}" for name in names if old[name] != new[name])
     # Who makes a stage again wants nothing in it of an older version, or of another machine's times
     if force and (differing or (before.commit, before.environment) != (begun.commit, begun.environment)):
         return begun

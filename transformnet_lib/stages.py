@@ -20,6 +20,7 @@ from .benchmarking import (
     SMALL_BATCH_SIZES,
     Measurements,
     benchmark,
+    check_devices,
     check_sweep,
     check_weights,
 )
@@ -156,8 +157,6 @@ def benchmark_stage(
     sweep = {"batch_sizes": batch_sizes, "num_workers": num_workers, "small_batch_sizes": small_batch_sizes}
     limits = {"rounds": rounds, "seconds": seconds, "precision": precision}
     check_sweep(**sweep, **limits)
-    if not isinstance(devices, list | tuple):
-        raise ParameterError(f"devices: expected a list of devices, got {devices!r}")
     others = check_weights(other_weights or {})
     run = read_run(run_dir, stages=["train"])
     size, trained_size = tuple(dataset.images.shape[-2:]), run.train.images.size
@@ -166,11 +165,9 @@ def benchmark_stage(
             f"{dataset.source}: images of {size[0]}×{size[1]} pixels; {run.path} was trained on "
             f"{trained_size[0]}×{trained_size[1]}"
         )
+    check_devices(devices)
     devices = [str(resolve_device(device)) if device == "auto" else device for device in devices]
     devices = list(dict.fromkeys(devices or (run.train.config.device, "cuda")))
-    for device in devices:
-        if device != "cuda":  # whose absence the table states
-            resolve_device(device)
     parameters = {"devices": devices, **{name: list(values) for name, values in sweep.items()}, **limits}
     parameters["other_weights"] = others
     try:
@@ -233,7 +230,8 @@ def seeds_stage(
     run = read_run(run_dir, stages=["seeds"])
     device, done = resolve_device(run.train.config.device), None
     parameters = {"seeds": list(seeds), "presets": list(presets)}
-    if run.seeds and not force and run.seeds.parameters["presets"] == parameters["presets"]:
+    same_images = run.seeds and run.seeds.images.fingerprint == dataset.fingerprint
+    if same_images and not force and run.seeds.parameters["presets"] == parameters["presets"]:
         there = run.seeds.parameters["seeds"]
         if set(seeds) <= set(there):
             parameters["seeds"] = there

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .checks import check_number, check_whole
 from .dataset import CustomDataset, split_indices
 from .errors import ParameterError, TrainingError
 from .machine import resolve_device, synchronize
@@ -23,7 +24,6 @@ from .model import TransformNet, seeded_model
 from .normal_equations import condition_number
 from .resized import ResizedImages
 
-FLOAT32_MAX = torch.finfo(torch.float32).max
 # An MSE lower by less than this is rounding (half the square of 2**-24, float32's spacing below 1): it would decide on
 # each machine otherwise which epoch is the best. The weights that it leaves are right to 1e-6 at a condition of 320.
 MSE_ROUNDING = 2**-49
@@ -31,23 +31,11 @@ HISTORY_COLUMNS = {  # one row an epoch; the weights are those after it
     "epoch": "int",
     "train_mse": "loss",
     "val_mse": "loss",
-    "epoch_seconds": "float",
+    "epoch_seconds": "amount",
     "red": "float",
     "green": "float",
     "blue": "float",
 }
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-    """ParameterError unless `value` is a whole number from `least` to 2**63 - 1."""
-    if type(value) is not int or not least <= value < 2**63:
-        raise ParameterError(f"{name}: expected a whole number from {least}, below 2**63, got {value!r}")
-
-
-def check_number(name: str, value: float) -> None:
-    """ParameterError unless `value` is a number from 0 that float32 can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= FLOAT32_MAX:
-        raise ParameterError(f"{name}: expected a number from 0, below {FLOAT32_MAX:.1e}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from .errors import ParameterError
 from .machine import resolve_device
+from .measure import NOT_MEASURED
 from .methods import MAX_MSE, METHODS, STEPS, copy_pass, float32_exactly, prepare_pass, prepare_step, sequential_pass
 from .model import TransformNet
 from .pipeline import to_float
 from .resources import PACKAGE
 
+ANSWER_SECONDS = 600  # of a device's process; a pass over all images takes less on anything
 WARM_UP_IMAGES = 500  # of the pipeline image by image
 
 
@@ -58,18 +61,16 @@ class Workbench:
 
     def __init__(self, models: Mapping[str, TransformNet], images: Tensor):
         self.models, self.images, self.floats = models, images, to_float(images)
-        self.outputs: dict[str, Tensor] = {}  # the eager models', on the CPU
+        self.outputs: dict[str, Tensor] = {}  # the eager models', on the CPU, by the names of their weights
         self.passes: dict[str, Callable[[], float]] = {}
         self.checks: dict[str, Callable[[int | None], float]] = {}
-        self.targets = self.of_eager("pipeline", models[""].pipeline)
+        self.targets = self.of_all(models[""].pipeline)
         sequential_pass(models[""].pipeline, self.floats[:WARM_UP_IMAGES])
 
     @torch.inference_mode()
-    def of_eager(self, name: str, network: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a network gives for all images, made once."""
-        if name not in self.outputs:
-            self.outputs[name] = torch.cat([network(chunk) for chunk in self.floats.split(512)])
-        return self.outputs[name]
+    def of_all(self, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a network gives for all images."""
+        return torch.cat([network(chunk) for chunk in self.floats.split(512)])
 
     def prepare(self, setting: Setting) -> dict[str, float]:
         """Set up a setting, and check and warm it up on as much as will be timed: its `setup_seconds` and `mse`.
@@ -96,8 +97,12 @@ class Workbench:
             start = time.perf_counter()
             work = prepare_pass(model, images=images, device=device, method=setting.method, **options)
             facts["setup_seconds"] = time.perf_counter() - start
-            is_pipeline = METHODS[setting.method].network == "pipeline"
-            expected = self.targets if is_pipeline else self.of_eager(setting.weights, model)
+            if METHODS[setting.method].network == "pipeline":
+                expected = self.targets
+            else:
+                if setting.weights not in self.outputs:
+                    self.outputs[setting.weights] = self.of_all(model)
+                expected = self.outputs[setting.weights]
             self.checks[setting.name] = lambda least: work.mse(self.targets, expected, least=least)
             facts["mse"] = self.check(setting.name)
             self.passes[setting.name] = work.seconds
@@ -136,7 +141,8 @@ class DeviceProcess:
     """A `Workbench` in a process of its own, with the same methods.
 
     A CUDA device that is lost fails every later call, and ends its process as soon as a tensor on it is freed. Here it
-    ends this one, and whoever asks it for anything gets a RuntimeError.
+    ends this one, and whoever asks it for anything gets a RuntimeError, as from one that does not answer. An error of
+    the program itself is raised as SystemError, with its traceback.
     """
 
     def __init__(self, models: Mapping[str, TransformNet], images: Tensor, workbench: type[Workbench] = Workbench):
@@ -153,12 +159,17 @@ class DeviceProcess:
     def _ask(self, method: str, *arguments: object) -> object:
         try:
             self.connection.send((method, arguments))
-            answer, error = self.connection.recv()
+            if not self.connection.poll(ANSWER_SECONDS):
+                self.process.kill()
+                raise RuntimeError(f"the device's process gave no answer in {ANSWER_SECONDS} s")
+            answer, reason, traceback = self.connection.recv()
         except (EOFError, OSError):
             self.process.join(1)
             raise RuntimeError(f"the device's process ended (exit status {self.process.exitcode})") from None
-        if error is not None:
-            raise RuntimeError(error)
+        if traceback:
+            raise SystemError(traceback)
+        if reason:
+            raise RuntimeError(reason)
         return answer
 
     def prepare(self, setting: Setting) -> dict[str, float]:
@@ -193,7 +204,9 @@ def serve(connection: Connection, workbench: type[Workbench], models: Mapping[st
         while True:
             method, arguments = connection.recv()
             try:
-                answer = getattr(bench, method)(*arguments), None
-            except Exception as error:  # whatever it is: the other end has a row for it
-                answer = None, str(error) or type(error).__name__
+                answer = getattr(bench, method)(*arguments), "", ""
+            except NOT_MEASURED as error:  # the other end has a row for it
+                answer = None, str(error) or type(error).__name__, ""
+            except Exception:
+                answer = None, "", traceback.format_exc()
             connection.send(answer)

@@ -205,6 +205,16 @@ def test_main_effects_are_the_factors_of_which_the_times_are_made(place, noise):
     assert (folded.low, folded.high) == pytest.approx((8 / 1.15, 8 / 0.85) if noise is WIDE else (8, 8))
 
 
+def test_main_effects_are_means_over_the_other_factors_on_the_same_device_with_the_same_weights(place):
+    slow = {"eager-rows-float32": lambda s: 2 * SECONDS[s.method] if s.device == "cpu" else 9.0}
+    known = {"folded-batches-uint8": lambda s: 50.0 if s.weights else SECONDS[s.method]}
+    where = place(devices=("cpu", "cuda"), **slow, **known)
+    found = {(change.before, change.after): change.ratio.median for change in where.changes}
+    assert found["rows", "batches"] == pytest.approx(1.5 * 2 ** (1 / 6))  # one of six pairs is twice as slow
+    assert found["pipeline", "eager"] == pytest.approx(0.5 / 2 ** (1 / 4))
+    assert found["pipeline", "folded"] == pytest.approx(4)
+
+
 def test_combinations_have_the_speedups_in_their_order(place):
     where = place(devices=("cuda",), graph=0.018, pinned=0.017, fast=lambda s: 0.5 if s.weights else 0.016 * WIDE)
     found = where.combinations

@@ -57,6 +57,9 @@ def test_the_interval_is_that_of_the_order_alone():
     values = [5.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 1000.0]
     assert estimate(values) == Estimate(5.0, 2.0, 9.0, 9)
     assert 1 - 2 * binom.cdf(1, 9, 0.5) == pytest.approx(0.961, abs=1e-3)
+    assert estimate(list(range(10))) == Estimate(4.5, 1, 8, 10)
+    assert estimate(list(range(17))) == Estimate(8, 3, 13, 17)  # the fifth would do for 95 %
+    assert Estimate(2.0, 1.5, 2.7, 9).precision == pytest.approx(0.3)
     for n in range(9, 60):
         low = int(estimate(list(range(n))).low)  # its rank, from 0
         assert 1 - 2 * binom.cdf(low, n, 0.5) >= m.CONFIDENCE > 1 - 2 * binom.cdf(low + 1, n, 0.5)
@@ -72,7 +75,8 @@ def test_fewer_than_nine_rounds_are_refused_with_the_reason():
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [(1.1, 1.3, "faster"), (0.5, 0.9, "slower"), (0.9, 1.1, "open"), (0.98, 1.02, "equal"), (1.01, 1.02, "equal"),
-     (1.01, 1.2, "faster"), (1.0, 1.2, "open"), (0.8, 1.0, "open")],
+     (1.01, 1.2, "faster"), (1.0, 1.2, "open"), (0.8, 1.0, "open"), (0.971, 1.03, "equal"), (0.97, 1.03, "open"),
+     (0.971, 1.031, "open")],
 )  # fmt: skip
 def test_the_interval_alone_decides(low, high, expected):
     assert Estimate(1.0, low, high, 9).verdict == expected
@@ -116,6 +120,7 @@ def test_the_slower_of_two_methods_never_shows_the_larger_speed_up():
     for count in (9, 10, 13):
         table = pd.DataFrame(generator.lognormal(0, 0.5, (count, 12)), columns=list("abcdefghijkl"))
         found = m.summary(table, "a").drop("a")
+        assert ratio(table, "b", "a").n == count
         assert found.sort_values("seconds")["speedup"].is_monotonic_decreasing
         assert (found["low"] <= found["seconds"]).all() and (found["seconds"] <= found["high"]).all()
         np.testing.assert_allclose(table["a"].median() / found["seconds"], found["speedup"])
@@ -156,6 +161,8 @@ def test_rounds_go_on_until_the_ratios_are_known_or_the_time_is_used(clock):
     assert made(60, *noisy) == 30  # two seconds a round
     assert made(5, *noisy) == 9  # the least
     assert made(5, *noisy, least=12) == 12
+    both = {"estimates": lambda seconds: [ratio(seconds, "b", "b"), ratio(seconds, "a", "b")]}
+    assert made(60, *noisy, **both) == 30  # until all are
     assert made(100, 1.0, precision=0.0) == 10 and made(30, *noisy, precision=0.9) == 10
     assert made(30, 1.0, estimates=lambda seconds: []) == 15  # nothing asked for: the time
 
@@ -172,7 +179,9 @@ def test_limits_that_are_none_are_refused(wrong, message):
         rounds({}, **wrong)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("lost\nmore"), OSError("lost"), ParameterError("lost")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("lost\nmore"), OSError("lost"), ParameterError("lost"), MemoryError("lost")]
+)
 def test_a_method_that_fails_in_a_round_has_a_reason_and_the_others_go_on(clock, error):
     good, calls = clock(1.0), itertools.count(1)
 
@@ -252,6 +261,13 @@ def test_a_disturbed_round_is_not_measured_again_where_time_is_short(clock, syst
     table = rounds({"a": clock(1.0)}, seconds=11)
     assert table.groupby("round")["attempt"].max().tolist() == [2, 2, *[1] * 7]  # nine are needed, and two are left
     assert rounds({"a": clock(1.0)}, seconds=100, repeat=False)["attempt"].max() == 1
+
+
+def test_short_passes_count_as_often_as_they_were_made(clock, system):
+    system["waiting_seconds"] = 0.0005
+    table = rounds({"a": clock(0.001)}, seconds=0.1499)
+    assert table["passes"].unique().tolist() == [10] and table["round"].max() == 15
+    assert not m.disturbed_rounds(table).any()  # a twentieth of ten passes, half of one
 
 
 def test_what_the_system_does_not_tell_disturbs_nothing(clock, system):

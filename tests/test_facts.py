@@ -114,10 +114,13 @@ def test_the_fast_method_is_compared_with_the_papers_over_all_settings(place):
     assert place(fast=None, parts=SWEEP).fast_over_reference is None
 
 
-def test_the_pipelines_own_times_are_those_of_the_sweep(place, timed):
-    where = place(batched=0.05)
+def test_the_pipelines_own_times_are_those_beside_the_best_settings_for_as_many_images(place, timed):
+    where = place(batched=lambda s: 0.05 if s.part == "best" else 0.02, sequential=lambda s: 1 + (s.part == "best"))
+    assert (where.sequential.seconds.median, where.batched.seconds.median) == pytest.approx((2, 0.05))
+    assert (where.sequential.images, where.sequential.milliseconds.median) == (1024, pytest.approx(2000))
+    assert where.batched_over_sequential.median == pytest.approx(40)
+    where = place(batched=0.05, parts=SWEEP)
     assert (where.sequential.seconds.median, where.batched.seconds.median) == pytest.approx((1, 0.05))
-    assert where.batched_over_sequential.median == pytest.approx(20)
     assert place(batched=REASON).batched is None and place(batched=REASON).batched_over_sequential is None
 
 

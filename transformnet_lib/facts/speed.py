@@ -168,8 +168,9 @@ class Place:
     mse: float | None  # of these weights on the images timed
     set_up_seconds: float | None  # of the fast method, once
     weights: tuple[float, float, float]
-    sequential: Timing | None  # the pipeline image by image, over the whole round of the sweep
-    batched: Timing | None  # in batches, the fastest of the sweep
+    # The pipeline by itself, in the rounds of the best settings (else those of the sweep), for as many images each
+    sequential: Timing | None  # image by image
+    batched: Timing | None  # in batches, in the fastest setting
     batched_over_sequential: Estimate | None
     methods: list[Method]  # those of the paper's table that were measured, the paper's first
     fast_over_reference: Estimate | None  # in each round the median over the settings
@@ -274,7 +275,9 @@ def _place(run: Run, device: str, *, named: bool) -> Place:
     found, machine = _Rounds(run.benchmark.measured, device), run.benchmark.environment
     methods = [_method(found, name) for name in SWEPT if len(found.rows(name))]
     best, folded = timing(found.row("fast", "best")), found.row("folded-batches-uint8", "factors")
-    sequential, batched = found.row("sequential", "sweep"), found.measured.fastest("batched", "cpu")
+    sequential, batched = (found.row(rival, "best") for rival in RIVALS)
+    if sequential is None or batched is None:
+        sequential, batched = found.row("sequential", "sweep"), found.measured.fastest("batched", "cpu")
     return Place(
         run=run.label,
         shipped=run.shipped,
@@ -287,7 +290,7 @@ def _place(run: Run, device: str, *, named: bool) -> Place:
         mse=best and best.mse,
         set_up_seconds=best and best.setup_seconds,
         weights=run.benchmark.weights,
-        sequential=timing(sequential),
+        sequential=timing(sequential, images=None if batched is None else int(batched["images"])),
         batched=timing(batched),
         batched_over_sequential=found.ratio(batched, sequential),
         methods=methods,
@@ -326,12 +329,12 @@ def _method(found: "_Rounds", name: str) -> Method:
     )
 
 
-def timing(row: pd.Series | None) -> Timing | None:
-    """A row of a benchmark's table."""
+def timing(row: pd.Series | None, *, images: int | None = None) -> Timing | None:
+    """A row of a benchmark's table; the time is that of a pass, or with `images` that of so many at the same pace."""
     if row is None:
         return None
-    n, images = int(row["rounds"]), int(row["images"])
-    seconds = [row[name] for name in ("seconds", "low", "high")]
+    n, images = int(row["rounds"]), images or int(row["images"])
+    seconds = [row[name] * images / row["images"] for name in ("seconds", "low", "high")]
     speedup = [row[name] for name in ("speedup", "speedup_low", "speedup_high")]
     return Timing(
         **{name: row[name] for name in ("name", "method")},

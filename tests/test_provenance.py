@@ -16,6 +16,7 @@ from transformnet_lib.benchmarking import BATCH_SIZES
 from transformnet_lib.cli import app, full_sweep
 from transformnet_lib.facts import as_json, report_facts
 from transformnet_lib.facts.commands import run_commands
+from transformnet_lib.pipeline import check_size
 from transformnet_lib.run import read_run, shipped_runs
 from transformnet_lib.words import Words
 from transformnet_lib.words.filters import plain
@@ -39,6 +40,7 @@ def split(command: str) -> list[str]:
     [
         ("paper", {}, Pipeline()),
         ("precise", {"seed": 3, "epochs": 1, "lr": 0.05, "patience": 2}, Pipeline((20, 20), hflip=False)),
+        ("precise", {}, Pipeline((48, 64))),
         ("paper", {"batch_size": 32, "min_delta": 0.5, "epochs": 2}, Pipeline(vflip=False)),
     ],
 )
@@ -54,7 +56,7 @@ def test_the_commands_ask_for_what_the_run_was_made_with(run, asked, preset, cha
     assert config == TrainConfig.from_preset(preset, **{k: v for k, v in trained.items() if k in names})
     assert (trained["data"], trained["limit"]) == ("photos", 600)
     size = trained.get("output_size", 28)
-    assert pipeline == Pipeline((size, size), trained.get("hflip", True), trained.get("vflip", True))
+    assert pipeline == Pipeline(check_size("output_size", size), trained.get("hflip", True), trained.get("vflip", True))
     assert compared["indices"] == [1, 5]
     for name in ("devices", "batch_sizes", "seconds"):
         assert timed[name] == run.benchmark.parameters[name]
@@ -68,6 +70,23 @@ def test_what_the_benchmark_was_asked_for_beyond_the_defaults_is_an_option(run):
         "transformnet", "benchmark", "--run-dir", "small", "--device", "cpu", "--rounds", "12", "--precision", "0.01",
         "--beside", "a b",
     ]  # fmt: skip
+
+
+def test_a_stage_on_other_images_than_the_trainings_names_them(run, asked):
+    elsewhere = run.compare.images.model_copy(update={"source": "folder:/other"})
+    commands = run_commands(altered(run, compare={"images": elsewhere}))
+    assert ["--data" in split(command) for command in commands] == [True, True, False]
+    assert split(commands[1])[4:6] == ["--data", "folder:/other"]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, None), (600, 600), (601, None)])
+def test_a_limit_beyond_the_images_there_are_changes_nothing(run, limit, kept):
+    images = run.train.images
+    request = images.request.model_copy(update={"limit": limit})
+    images = images.model_copy(update={"request": request})
+    assert images.count == 600
+    (facts,) = report_facts([altered(run, train={"images": images})]).runs
+    assert facts.preset.limit == kept
 
 
 def test_what_no_command_can_ask_for_is_said(run):
@@ -138,8 +157,8 @@ def test_everything_of_a_shipped_run_is_marked(run, shipped):
     assert "came with this project" in say("provenance")
     assert "came with this project" not in Words(report_facts([run]))("provenance")
     assert report.quickest.run == "small"
-    times = [row.split("|")[7] for row in say("table1", "table", table=report.table1[0]).splitlines()[2:]]
-    assert sum("†" in time for time in times) == 8 and sum("[" in time for time in times) == 16
+    times = [row.split("|")[4] for row in say("table1", "table", table=report.table1[0]).splitlines()[2:]]
+    assert sum("†" in time for time in times) == 8 and sum(time.strip(" *†")[:1].isdigit() for time in times) == 16
     assert report.commands.splitlines()[-1] == "transformnet report --run small --run report/reference/server"
     assert "--run-dir server" not in report.commands
 
@@ -164,4 +183,4 @@ def test_numbers_are_strict_json_and_those_of_the_runs(run):
     assert cpu["rounds"]["sweep"]["rounds"] == 9 and cpu["rounds"]["workers"]["rounds"] == 0
     assert len(cpu["table"]) == len(run.benchmark.table)
     assert found["preset"]["name"] == "precise"
-    assert numbers["table1"][0]["rows"][24]["paper_milliseconds"] == pytest.approx(412.1)
+    assert numbers["table1"][0]["blocks"][4]["rows"][0]["paper_milliseconds"] == pytest.approx(412.1)

@@ -326,6 +326,16 @@ def test_a_comparison_is_read_back(run):
     assert metrics_table(examples)["mse"].max() < 1e-10 and run.compare.test_mse < 1e-10
 
 
+def test_test_images_that_were_trained_on_are_counted(path, train_set):
+    few = CustomDataset(data="photos", train=False, limit=100)
+    assert compare_stage(path, few).compare.in_training == 0
+    few.images[[3, 50, 99]] = train_set.images[[0, 5, 5]]
+    few.targets = few.compute_targets()
+    assert compare_stage(path, few, force=True).compare.in_training == 3
+    (path / "train" / "images.safetensors").unlink()  # as in a run of before
+    assert compare_stage(path, few, force=True).compare.in_training is None
+
+
 def test_a_benchmark_is_read_back_in_full_precision(run):
     table = run.benchmark.table
     reference = table[(table["part"] == "sweep") & (table["method"] == "reference") & (table["reason"] == "")]

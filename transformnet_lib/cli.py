@@ -46,6 +46,14 @@ def folder_option(help_text: str):
     return Annotated[Path, typer.Option(parser=folder, help=help_text)]
 
 
+def size(text: str) -> int | list[int]:
+    """A size from the command line: 28, or 48x64 as [height, width]."""
+    sides = str(text).split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise typer.BadParameter(f"expected a whole number, or two as in 48x64, got {text!r}")
+    return int(text) if len(sides) == 1 else [int(side) for side in sides]
+
+
 RunArgument = Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A trained run directory.")]
 RunDir = folder_option("The run directory to read and write.")
 Force = Annotated[bool, typer.Option("--force", help="Make what is complete again.")]
@@ -54,7 +62,15 @@ Data = option(str, "Images: auto, photos, cifar10 or folder:PATH [auto: CIFAR-10
 DataPath = option(str, "The folder that holds CIFAR-10 [data].")
 Fit = option(str, "none, or crop: crop and resize a folder's images to one size [none].")
 ImageSize = option(int, "Pixels per side for --fit crop [the first image's shorter side].")
-OutputSize = option(int, "Pixels per side of the pipeline's output [28].")
+OutputSize = Annotated[
+    str | None,
+    typer.Option(
+        parser=size,
+        metavar="PIXELS",
+        help="Pixels per side of the pipeline's output, or HEIGHTxWIDTH [28].",
+        show_default=False,
+    ),
+]
 HFlip = option(bool, "Whether the pipeline flips horizontally [yes].", "--hflip/--no-hflip")
 VFlip = option(bool, "Whether the pipeline flips vertically [yes].", "--vflip/--no-vflip")
 Preset = option(str, "paper or precise [paper].")

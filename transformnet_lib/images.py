@@ -63,6 +63,12 @@ class Images:
         return len(self.pixels)
 
 
+def hashes(pixels: Tensor) -> Tensor:
+    """A number per image, equal for equal ones: 8 bytes of BLAKE2 of its pixels, int64 (n,)."""
+    digests = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in pixels.numpy())
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)
+
+
 def load_images(
     data: str = "auto",
     *,

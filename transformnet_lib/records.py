@@ -16,7 +16,16 @@ import pandas as pd
 import pydantic
 import safetensors.torch
 import torch
-from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeFloat, PositiveInt
+from pydantic import (
+    AwareDatetime,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 from .benchmarking import Measurements
 from .dataset import CustomDataset
@@ -162,6 +171,7 @@ class TrainResults(Record):
 class CompareResults(Record):
     test_mse: NonNegativeFloat
     max_error: NonNegativeFloat
+    in_training: NonNegativeInt | None = None  # test images that are training images too; runs of before do not tell
 
 
 class BenchmarkResults(Record):
@@ -201,6 +211,7 @@ class Comparison(Stage):
 
     test_mse: float
     max_error: float
+    in_training: int | None
     examples: dict[str, np.ndarray]
 
 

@@ -8,7 +8,8 @@ from .files import is_leftover, locked
 
 STAGES = ("train", "compare", "benchmark", "seeds", "study")  # each builds on the training
 STAGE_FILES = {  # all that is ever removed from a stage's folder
-    "parameters.json", "history.csv", "weights.safetensors", "checkpoint.safetensors", "tensorboard", "examples.npz",
+    "parameters.json", "history.csv", "weights.safetensors", "checkpoint.safetensors", "images.safetensors",
+    "tensorboard", "examples.npz",
     "settings.csv", "rounds.csv", "benchmark.csv", "seeds.csv", "libraries.csv", "library_rounds.csv", "sizes.csv",
     "size_rounds.csv", "stage.json", *(f"{name}.ipynb" for name in STAGES),
     ".ipynb_checkpoints", ".DS_Store",  # which JupyterLab and macOS leave where somebody looked

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from .benchmarking import (
@@ -27,6 +28,7 @@ from .benchmarking import (
 from .comparison import check_indices, compare
 from .dataset import CustomDataset, check_pairs, split_indices
 from .errors import DataError, Interrupted, ParameterError, RunError
+from .images import hashes
 from .libraries import LIBRARY_COLUMNS, study_libraries
 from .machine import resolve_device
 from .measure import LEAST_ROUNDS, PRECISION, ROUND_COLUMNS, check_rounds
@@ -43,6 +45,7 @@ from .training import HISTORY_COLUMNS, TrainConfig, Trainer, epochs
 SEEDS = 5  # of a report; a study takes more
 STUDY_SEEDS = 20
 CHECKPOINT = "checkpoint.safetensors"
+IMAGES = "images.safetensors"  # hashes of the images trained on
 TENSORBOARD = "tensorboard"  # a folder of event files
 
 
@@ -103,6 +106,7 @@ def _train(trainer: Trainer, writer: StageWriter) -> None:
     result = trainer.result()
     writer.write_table("history.csv", result.history)
     writer.write_tensors("weights.safetensors", result.model.state_dict())
+    writer.write_tensors(IMAGES, {"hashes": hashes(trainer.resized.dataset.images)})
     writer.results |= {
         "best_epoch": result.best_epoch,
         "no_gradient": result.no_gradient,
@@ -132,8 +136,19 @@ def compare_stage(
         if writer:
             examples, totals = compare(run.model, dataset, indices, device=str(device))
             writer.write_arrays("examples.npz", **examples)
-            writer.results |= totals
+            writer.results |= totals | {"in_training": _in_training(run, dataset)}
     return read_run(run_dir, stages=["compare"])
+
+
+def _in_training(run: Run, dataset: CustomDataset) -> int | None:
+    """How many images of `dataset` the run was trained on; None for a run that did not keep what tells."""
+    path = run.path / "train" / IMAGES
+    if not path.exists():
+        return None
+    trained = read_tensors(path).get("hashes", torch.empty(0))
+    if trained.dtype != torch.int64:
+        raise damaged(path, "expected hashes, int64")
+    return int(torch.isin(hashes(dataset.images), trained).sum())
 
 
 def benchmark_stage(

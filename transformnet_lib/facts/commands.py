@@ -8,6 +8,7 @@ from ..benchmarking import BATCH_SIZES, SECONDS
 from ..comparison import spread_indices
 from ..measure import LEAST_ROUNDS, PRECISION
 from ..pipeline import Pipeline
+from ..records import ImageSet
 from ..run import Run
 from ..sizes import SIZES
 from ..stages import SEEDS
@@ -46,8 +47,15 @@ def run_commands(run: Run) -> list[str]:
     lines = []
     for name, options in of_stage.items():
         if name in run.stages:
-            lines.append(_command(["transformnet", name, *_options("run-dir", run.label), *options(run)]))
+            images = [] if name == "train" else _other_images(run, run.stages[name].images)
+            lines.append(_command(["transformnet", name, *_options("run-dir", run.label), *images, *options(run)]))
     return lines
+
+
+def _other_images(run: Run, images: ImageSet) -> list[str]:
+    """The options that name a stage's images, where they are not those of the training's source."""
+    asked, trained = ({"data": each.source, "data_path": each.request.data_path} for each in (images, run.train.images))
+    return [part for name in asked if asked[name] != trained[name] for part in _options(name, asked[name])]
 
 
 def _options(name: str, value: object) -> list[str]:
@@ -66,7 +74,8 @@ def _train_options(run: Run) -> list[str]:
         if value != defaults.get(name, object()):
             options += _options(name, value)
     if run.pipeline.size != Pipeline().size:
-        options += _options("output_size", run.pipeline.size[0])
+        height, width = run.pipeline.size
+        options += _options("output_size", height if height == width else f"{height}x{width}")
     options += ["--no-hflip"] * (not run.pipeline.hflip) + ["--no-vflip"] * (not run.pipeline.vflip)
     options += _options("seed", config["seed"])
     others = [name for name in config if name not in ("device", "preset", "seed") and config[name] != preset[name]]

@@ -93,6 +93,7 @@ class Comparison:
     images: int
     mse: float
     grey_levels: float  # the largest error of a pixel, of 255
+    in_training: int | None  # images that the run was also trained on; None where that is not known
     evenly_spaced: bool  # whether the examples are spread over all test images
     distance: str  # "equal" after rounding to 8 bits, "close", "far", "no gradient" or "undetermined"
     examples: list[Example]
@@ -208,7 +209,9 @@ def _preset(run: Run) -> Preset:
     preset = asdict(PRESETS.get(config["preset"], TrainConfig()))
     free = ("preset", "device", "seed")  # no part of a recipe
     changes = {name: value for name, value in config.items() if name not in free and value != preset[name]}
-    return Preset(config["preset"], changes, run.train.images.request.limit)
+    images = run.train.images
+    limit = images.request.limit
+    return Preset(config["preset"], changes, limit if limit == images.count else None)  # there may be fewer than asked
 
 
 def _training(run: Run) -> Training:
@@ -261,6 +264,7 @@ def _comparison(run: Run, stage: ComparisonStage) -> Comparison:
         images=stage.images.count,
         mse=stage.test_mse,
         grey_levels=255 * stage.max_error,
+        in_training=stage.in_training,
         evenly_spaced=[example.index for example in examples] == spread,
         distance=distance(run),
         examples=examples,

@@ -5,12 +5,10 @@
 #   make study                                        the same with a closer look: 20 seeds, other libraries, cost over size
 #   make report SECONDS=300                           more rounds, so narrower intervals
 #   make report TITLE="My title" AUTHOR="My name"     as something to hand in
+#   make report ARGS="--hflip --limit 2000"           the options as the command has them
 #
-# Options of `make report` and `make study`; they are those of `transformnet report --help`. DEVICE, PRESET and RUN may name
-# several; HFLIP=0, VFLIP=0 and FORCE=1 are switches.
-OPTIONS := DATA DATA_PATH DEVICE FIT IMAGE_SIZE OUTPUT_SIZE HFLIP VFLIP LIMIT PRESET SEED EPOCHS ROUNDS SECONDS PRECISION TITLE AUTHOR RUN \
-  RUNS_DIR OUT FORCE
-
+# Whatever is given in capitals is an option of `transformnet report`, whose --help lists them: IMAGE_SIZE=96 is
+# --image-size 96. HFLIP=0, VFLIP=0 and FORCE=1 are switches; DEVICE, PRESET and RUN may name several.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -27,26 +25,19 @@ install: .venv/installed
 	@touch $@
 
 # Only what was given on make's own command line counts: the shell's environment may hold a DATA of its own.
-given = $(findstring command line,$(origin $(1)))
-unknown := $(strip $(foreach name,$(filter-out $(OPTIONS) PYTHON,$(.VARIABLES)),$(if $(call given,$(name)),$(name))))
-$(if $(unknown),$(error $(unknown): no such option; there are $(OPTIONS) PYTHON))
-
+given := $(sort $(foreach name,$(filter-out PYTHON ARGS,$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),$(name))))
 # Values reach the command as they were typed, whatever signs are in them.
 quoted = '$(subst ','\'',$(1))'
-flag = $(if $(call given,$(1)),--$(2) $(call quoted,$(value $(1))))
+option = $(shell echo $(1) | tr A-Z_ a-z-)
 # A switch is 0 or 1: with "no" for neither, the opposite of what was meant would be done.
-truth = $(if $(filter 0 1,$(value $(1))),$(filter 1,$(value $(1))),$(error $(1): expected 0 or 1, got $(value $(1))))
-checked := $(foreach name,HFLIP VFLIP FORCE,$(if $(call given,$(name)),$(call truth,$(name))))
-switch = $(if $(call given,$(1)),--$(if $(call truth,$(1)),,no-)$(2))
-flags = $(if $(call given,$(1)),$(foreach word,$(value $(1)),--$(2) $(call quoted,$(word))))
+switch = $(if $(filter 1,$(value $(1))),--$(option),$(if $(filter 0,$(value $(1))),$(if $(filter-out FORCE,$(1)),--no-$(option)),$(error $(1): expected 0 or 1, got $(value $(1)))))
+several = $(foreach word,$(value $(1)),--$(option) $(call quoted,$(word)))
+single = --$(option) $(call quoted,$(value $(1)))
+as_option = $(call $(or $(if $(filter HFLIP VFLIP FORCE,$(1)),switch),$(if $(filter DEVICE PRESET RUN,$(1)),several),single),$(1))
+options := $(foreach name,$(given),$(call as_option,$(name)))
 
 report study: install
-	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(call flags,RUN,run) $(call flags,DEVICE,device) \
-	  $(call flags,PRESET,preset) $(call flag,DATA,data) \
-	  $(call flag,DATA_PATH,data-path) $(call flag,FIT,fit) $(call flag,IMAGE_SIZE,image-size) \
-	  $(call flag,OUTPUT_SIZE,output-size) $(call switch,HFLIP,hflip) $(call switch,VFLIP,vflip) $(call flag,LIMIT,limit) $(call flag,SEED,seed) $(call flag,EPOCHS,epochs) \
-	  $(call flag,ROUNDS,rounds) $(call flag,SECONDS,seconds) $(call flag,PRECISION,precision) $(call flag,TITLE,title) $(call flag,AUTHOR,author) \
-	  $(call flag,RUNS_DIR,runs-dir) $(call flag,OUT,out) $(if $(call given,FORCE),$(if $(call truth,FORCE),--force))
+	@$(BIN)/transformnet report $(if $(filter study,$@),--study) $(options) $(ARGS)
 
 test: install
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The two exporters: same numbers in both, nothing breaks out, nothing is lost."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -19,7 +20,10 @@ from PIL import Image
 
 from transformnet_lib.export import ExportError, HTMLReportExporter, PDFReportExporter
 from transformnet_lib.export.document import NUMBER, read, terminal
+from transformnet_lib.export.html import TEMPLATES
 from transformnet_lib.export.maths import literal, typst_maths
+
+SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="60pt" height="40pt"><rect width="60" height="40"/></svg>'
 
@@ -453,7 +457,11 @@ def test_literal_keeps_everything_inside_the_quotes():
 def assert_page_is_inert(page: str):
     """Nothing in the page can run or ask a host for anything."""
     soup = bs4.BeautifulSoup(page, "html.parser")
-    assert not soup(["script", "iframe", "object", "embed", "base", "form"])
+    assert [script.get_text() for script in soup("script")] == [SCRIPT]  # which the policy names
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert not soup(["iframe", "object", "embed", "base", "form"])
     for element in soup.find_all(True):
         for name, value in element.attrs.items():
             assert not name.startswith("on")
@@ -496,8 +504,10 @@ def test_html_structure():
 def test_text_has_enough_contrast():
     """WCAG AA: 4.5 : 1 for every colour of text on the page and on panels, light and dark."""
     css = bs4.BeautifulSoup(to_html(prose("x")), "html.parser").style.get_text()
-    schemes = [dict(re.findall(r"--([\w-]+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)]
-    assert len(schemes) == 3  # light, dark, print
+    blocks = re.findall(r":root[^{},]*\{(.*?)\}", css, re.S)
+    schemes = [colours for block in blocks if "page" in (colours := dict(re.findall(r"--([\w-]+): (#\w+)", block)))]
+    assert len(schemes) == 4  # light, dark, dark by choice, print
+    assert schemes[1] == schemes[2]
 
     def luminance(colour):
         colour = colour[1:] if len(colour) == 7 else "".join(c * 2 for c in colour[1:])
@@ -521,3 +531,31 @@ def test_nbconvert_knows_both(tmp_path):
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         assert (tmp_path / name).stat().st_size > 1000
     assert json.loads(path.read_text())["cells"]
+
+
+def test_a_figure_that_holds_several_has_a_number_for_each():
+    shown, caption = figure("fig-grid")
+    shown.metadata["transformnet"]["count"] = 3
+    links = "[Figure](#fig-grid-2), [Figures](#fig-grid) and [Figure](#fig-b)"
+    for text in both(code(shown, caption), code(*figure("fig-b")), prose(links)):
+        assert "Figures 1–3: A caption." in text and "Figure 4: A caption." in text
+        assert "Figure 2, Figures 1–3 and Figure 4" in text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_figure_without_a_label_has_no_number_and_may_stand_in_the_abstract():
+    picture = code(display({"image/svg+xml": SVG}, transformnet={"alt": "A picture"}), tags=["abstract"])
+    page = bs4.BeautifulSoup(to_html(picture, code(*figure())), "html.parser")
+    abstract = page.find("section", class_="abstract")
+    assert abstract.find("img")["alt"] == "A picture" and not abstract.find("figcaption")
+    assert page.find("figcaption").get_text() == "Figure 1: A caption."
+    for wrong in ({"text/plain": "x"}, {"image/svg+xml": SVG}):
+        with pytest.raises(ExportError, match=r"cell 1: a figure without a label needs an image .* alt text"):
+            to_html(code(display(wrong, transformnet={"alt": "" if "image/svg+xml" in wrong else "A picture"})))
+
+
+def test_a_row_with_one_cell_heads_those_below_it():
+    source = "| a | b |\n|--:|--:|\n| first | |\n| 1 | 2 |\n| second | |\n| 3 | 4 |"
+    bodies = bs4.BeautifulSoup(to_html(prose(source)), "html.parser").find("table").find_all("tbody")
+    assert [body.find("th", scope="rowgroup").get_text() for body in bodies] == ["first", "second"]
+    assert [cell.get_text() for cell in bodies[1].find_all("td")] == ["3", "4"]
+    assert bodies[0].find("th")["colspan"] == "2"

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from test_export import SCRIPT
 
 from transformnet_lib import display as emitters
 from transformnet_lib.export import ExportError, HTMLReportExporter, PDFReportExporter
@@ -78,7 +79,8 @@ def texts(*cells, **metadata) -> tuple[str, str]:
 
 def inert(page: bs4.BeautifulSoup, images: int):
     """Nothing in the page can run or fetch, and it holds `images` pictures, all inside it."""
-    assert not page(["script", "iframe", "object", "embed", "base", "form", "input", "svg"])
+    assert [script.get_text() for script in page("script")] == [SCRIPT]
+    assert not page(["iframe", "object", "embed", "base", "form", "input", "svg"])
     assert [link["rel"] for link in page("link")] == [["icon"]]
     assert [i["src"][:5] for i in page("img")] == ["data:"] * images
     for element in page.find_all(True):

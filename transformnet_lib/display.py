@@ -30,14 +30,24 @@ def show_text(markdown: str, *, widget: Widget | None = None) -> None:
         display({"text/markdown": markdown, "text/plain": markdown} | _view(widget), raw=True)
 
 
-def show_figure(figure: Figure, *, label: str, caption: str, alt: str, widget: Widget | None = None) -> None:
+def show_figure(
+    figure: Figure, *, label: str, caption: str, alt: str, count: int = 1, widget: Widget | None = None
+) -> None:
     """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"; `alt` is Markdown too.
 
-    With `widget`, that is shown where widgets run, and the figure in exports, on GitHub and the like.
+    One that holds several figures, as rows of a grid say, has `count` numbers: fig-x-1, fig-x-2, … are its parts. With
+    `widget`, that is shown where widgets run, and the figure in exports, on GitHub and the like.
     """
-    display(_drawn(figure, label) | _view(widget), raw=True, metadata={"transformnet": {"label": label, "alt": alt}})
+    ours = {"label": label, "alt": alt} | ({"count": count} if count > 1 else {})
+    display(_drawn(figure, label) | _view(widget), raw=True, metadata={"transformnet": ours})
     plt.close(figure)
     _show_caption(label, caption)
+
+
+def show_picture(figure: Figure, *, alt: str) -> None:
+    """Show a Matplotlib figure that has neither number nor caption, then close it; `alt` is Markdown."""
+    display(_drawn(figure, "picture"), raw=True, metadata={"transformnet": {"alt": alt}})
+    plt.close(figure)
 
 
 def show_live_figure(figure: Figure, *, label: str, caption: str, alt: str) -> Callable[[], None]:

@@ -250,6 +250,8 @@ class _Markdown:
             grid = [
                 [make("cell", children=self.nodes(c["children"], False)) for c in r] for r in [head["children"], *rows]
             ]
+            for row in grid[1:]:
+                _as_group(row)
             return table(grid[:1], grid[1:], self.cell, aligns)
         raise ExportError(f"cell {self.cell}: no rule for Markdown of kind {kind!r}")
 
@@ -289,6 +291,17 @@ def table(head: list[list[Node]], rows: list[list[Node]], cell: int, aligns: lis
         for given, t in zip([*aligns, *[None] * width], texts, strict=False)
     ]
     return Node("table", cell=cell, attrs={"head": head, "rows": rows, "align": align, "caption": None})
+
+
+def _as_group(row: list[Node]) -> None:
+    """Make a row in which only the first cell says anything the heading of those below it: one cell, all columns wide.
+
+    Markdown has no other way to say so.
+    """
+    first, *others = row
+    if others and plain(first.children).strip() and not any(plain(cell.children).strip() for cell in others):
+        first.attrs |= {"colspan": len(row), "header": True, "group": True}
+        del row[1:]
 
 
 def is_short(table: Node) -> bool:
@@ -413,6 +426,10 @@ class _Reader:
                 del blocks[0]
         (self.abstract if "abstract" in tags else self.body).extend(blocks)
 
+    def place(self, cell) -> list[Node]:
+        """What the outputs of a cell belong to."""
+        return self.abstract if "abstract" in cell.metadata.get("tags", []) else self.body
+
     def outputs(self, cell, number: int):
         waiting = None  # the labelled figure or table whose caption must come next
         for output in cell.outputs:
@@ -435,6 +452,8 @@ class _Reader:
             elif "label" in ours:
                 waiting = self.labelled(output, ours, number)
                 self.body.append(waiting)
+            elif "alt" in ours:
+                self.place(cell).append(self.unlabelled(output, ours, number))
             else:
                 self.output(output, number, cell.metadata)
         if waiting:
@@ -451,7 +470,10 @@ class _Reader:
                 fail(cell, f"{label} holds no image ({', '.join(IMAGES)})")
             if not alt:
                 fail(cell, f"{label} has no alt text")
-            node = Node("figure", [node], cell=cell, attrs={"caption": None})
+            several = ours.get("count", 1)
+            if type(several) is not int or several < 1:
+                fail(cell, f"{label}: count is how many figures it holds, a whole number from 1, got {several!r}")
+            node = Node("figure", [node], cell=cell, attrs={"caption": None, "count": several})
         else:
             blocks = html_table(data.get("text/html", ""), cell)
             blocks += self.markdown.blocks(data.get("text/markdown", ""), cell, self.image_link)
@@ -460,6 +482,14 @@ class _Reader:
                 fail(cell, f"{label} holds no table (text/html or text/markdown)")
         node.attrs["id"] = label
         return node
+
+    def unlabelled(self, output, ours, cell: int) -> Node:
+        """A figure that has no number and nothing refers to, such as a picture beside the abstract."""
+        alt = self.plain_text(str(ours["alt"]), cell)
+        node = self.image(output, cell, alt)
+        if not node or not alt:
+            fail(cell, f"a figure without a label needs an image ({', '.join(IMAGES)}) and an alt text")
+        return Node("figure", [node], cell=cell, attrs={"caption": None})
 
     def plain_text(self, markdown: str, cell: int) -> str:
         """What `markdown` says without its markup, on one line."""
@@ -612,12 +642,19 @@ def _targets(document: Document) -> dict[str, tuple[str, str, str | None]]:
     targets, counts = {}, dict.fromkeys(FLOATS.values(), 0)
     for node in document.walk():
         if node.kind in ("figure", "table") and node["id"]:
-            word = FLOATS[node["id"][:3]]
-            counts[word] += 1
-            node.attrs["number"] = str(counts[word])
-            if node["id"] in targets:
-                fail(node.cell, f"the label {node['id']} is used twice")
-            targets[node["id"]] = (node["id"], word, node["number"])
+            word, several = FLOATS[node["id"][:3]], node["count"] or 1
+            first, last = counts[word] + 1, counts[word] + several
+            counts[word] = last
+            node.attrs["number"] = str(first) if several == 1 else f"{first}–{last}"
+            # One that holds several has a number for each, and one for all: fig-x is Figures 1–5, fig-x-2 Figure 2
+            labels = {node["id"]: (node["id"], f"{word}s" if several > 1 else word, node["number"])}
+            labels |= {
+                f"{node['id']}-{k + 1}": (node["id"], word, str(first + k)) for k in range(several) if several > 1
+            }
+            for label, target in labels.items():
+                if label in targets:
+                    fail(node.cell, f"the label {label} is used twice")
+                targets[label] = target
         elif node.kind == "item" and node["id"]:
             targets[node["id"]] = (node["id"], "Reference", str(node["number"]))
     for heading in document.headings:

@@ -1,9 +1,11 @@
 """Write a `Document` as one HTML page that needs nothing else: no script, no font, no picture from elsewhere.
 
+Its own script (`report.js`) is inside, the only one that its policy lets run; without it the page can be read as well.
 Every piece of text passes through markupsafe, which escapes whatever is not already markup made here.
 """
 
 import base64
+import hashlib
 from pathlib import Path
 
 import jinja2
@@ -22,11 +24,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 def html(document: Document) -> str:
     """The report as a page; equal documents give equal text. Raises ExportError for a formula that cannot be set."""
     writer = _Writer(document)
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html.j2").render(
         document=document,
+        policy=policy,
+        script=Markup(script),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8") + writer.maths_css),
         abstract=writer.all(document.abstract),
         body=writer.all(document.body),
@@ -171,8 +178,14 @@ class _Writer:
         return Markup("{}{}").format(label, self.all(node["caption"] or []))
 
     def write_figure(self, node):
-        caption = element("figcaption", self.caption(node, "Figure")) if node["caption"] is not None else ""
-        card = element("div", self.write(node.children[0]), class_="card")
+        caption = (
+            element("figcaption", self.caption(node, "Figures" if (node["count"] or 1) > 1 else "Figure"))
+            if node["caption"] is not None
+            else ""
+        )
+        image = node.children[0]
+        drawing = image["mime"] == "image/svg+xml" and b"<image" not in image["data"]  # no photograph in it
+        card = element("div", self.write(image), class_="card drawing" if drawing else "card")
         return element("figure", Markup("{}{}").format(card, caption), id=node["id"]) + Markup("\n")
 
     def write_table(self, node):
@@ -181,7 +194,12 @@ class _Writer:
             element("caption", element("span", self.caption(node, "Table"))) if node["caption"] is not None else ""
         )
         head = element("thead", self.rows(node["head"], node, head=True)) if node["head"] else ""
-        body = element("tbody", self.rows(node["rows"], node))
+        groups = [[]]
+        for row in node["rows"]:
+            if row[0]["group"] and groups[-1]:
+                groups.append([])
+            groups[-1].append(row)
+        body = Markup("\n").join(element("tbody", self.rows(group, node)) for group in groups)
         longest = [1] * len(node["align"])  # characters; prose wraps
         for cell in (c for row in node["head"] + node["rows"] for c in row if c["colspan"] == 1):
             longest[cell["x"]] = max(longest[cell["x"]], min(len(plain(cell.children)), PROSE_COLUMN))
@@ -199,14 +217,15 @@ class _Writer:
     def cells(self, row, table, head):
         made = []
         for cell in row:
-            wide, high = cell["colspan"] > 1, cell["rowspan"] > 1
+            wide, high, inside = cell["colspan"] > 1, cell["rowspan"] > 1, self.all(cell.children)
             header = (head or cell["header"]) and cell.children and cell.children[0].text != ""
-            scope = ("col" if head else "row") + ("group" if (wide if head else high) else "")
-            align = "center" if wide else table["align"][cell["x"]]
+            scope = ("col" if head else "row") + ("group" if (wide if head else high or cell["group"]) else "")
+            align = "group" if cell["group"] else "center" if wide else table["align"][cell["x"]]
             prose = "prose" if len(plain(cell.children)) > PROSE_COLUMN and not wide else ""
             classes = " ".join(filter(None, [align if align != "left" else "", prose]))
             made.append(element(
-                "th" if header else "td", self.all(cell.children), scope=scope if header else None,
+                "th" if header else "td", element("span", inside) if cell["group"] else inside,
+                scope=scope if header else None,
                 colspan=cell["colspan"] if wide else None, rowspan=cell["rowspan"] if high else None,
                 class_=classes or None,
             ))  # fmt: skip

@@ -235,11 +235,12 @@ class _Writer:
         return f"[#{expression}#label({literal(node['id'])})]" if node["id"] else expression
 
     def write_figure(self, node):
-        """A figure stays on one page, unless its caption alone could fill one."""
-        long = str(len(plain(node["caption"] or [])) > 1500).lower()
-        caption = self.caption(node, "Figure")
+        """A figure stays on one page, unless its caption alone could fill one; a large one, of several, floats."""
+        several = (node["count"] or 1) > 1
+        long, float = (str(each).lower() for each in (len(plain(node["caption"] or [])) > 1500, several))
+        caption = self.caption(node, "Figures" if several else "Figure")
         image = self.write(node.children[0])
-        return self.labelled(node, f"shown-figure({image}, caption: {caption}, breakable: {long})")
+        return self.labelled(node, f"shown-figure({image}, caption: {caption}, breakable: {long}, float: {float})")
 
     def write_table(self, node):
         rows = node["head"] + node["rows"]
@@ -269,9 +270,12 @@ class _Writer:
 
     def cells(self, rows, table):
         made = []
-        for row in rows:
+        for number, row in enumerate(rows):
+            if row[0]["group"] and number:
+                made.append("table.hline(stroke: 0.4pt),")
             for cell in row:
-                align = "center" if cell["colspan"] > 1 else table["align"][cell["x"]]
+                align = "left" if cell["group"] else "center" if cell["colspan"] > 1 else table["align"][cell["x"]]
                 spans = f"colspan: {cell['colspan']}, rowspan: {cell['rowspan']}, align: {align}, "
-                made.append(f"table.cell({spans}{self.all(cell.children)}),")
+                inside = self.all(cell.children)
+                made.append(f"table.cell({spans}{f'emph({inside})' if cell['group'] else inside}),")
         return " ".join(made)

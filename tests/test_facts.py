@@ -268,6 +268,11 @@ def test_table1_has_all_of_the_papers_settings_and_ours_beside(timed):
     shuffled, *_, ordered = [row for row in table.rows[:24] if row.batch_size == 64]
     assert (shuffled.fast, shuffled.ratio, shuffled.images) == (None, None, 1024)
     assert (ordered.fast.speedup.median, ordered.ratio.median) == pytest.approx((20, 5))
+    assert [(block.device, block.shuffle, block.drop_last) for block in table.blocks[:2]] == [
+        ("cpu", True, True), ("cpu", True, False)
+    ]  # fmt: skip
+    assert table.blocks[0].best == {"paper": 512, "reference": 16, "fast": None}
+    assert table.blocks[7].best["reference"] is None  # not measured on CUDA
     assert ordered.reference.milliseconds.low == pytest.approx(212.5)  # of its own noise
 
 

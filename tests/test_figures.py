@@ -33,9 +33,7 @@ def test_compared_pictures_are_pixel_exact(size, output):
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (3, *size), dtype=np.uint8)
     target = generator.random(output, dtype=np.float32)
-    shown, axes = plt.subplots(1, 4)
-    figures.comparison(axes, image, target, {"a": target}, scale=0.1)
-    pictures = embedded(shown)[:2]
+    pictures = embedded(figures.comparison(image[None], target[None], {"a": target[None]}))[:2]
     for picture, pixels in zip(pictures, (image.transpose(1, 2, 0), np.round(target * 255)), strict=True):
         height, width = pixels.shape[:2]
         times = picture.shape[0] // height
@@ -43,6 +41,27 @@ def test_compared_pictures_are_pixel_exact(size, output):
         blocks = picture.reshape(height, times, width, times, 4)
         assert (blocks == blocks[:, :1, :, :1]).all()  # one colour a block
         np.testing.assert_array_equal(blocks[:, 0, :, 0, :3], np.broadcast_to(pixels.T, (3, width, height)).T)
+
+
+def test_each_models_errors_have_a_scale_of_their_own():
+    images, targets = np.zeros((2, 3, 4, 4), np.uint8), np.full((2, 2, 2), 0.5, np.float32)
+    outputs = {"far": targets + 0.071, "near": targets + np.float32(3e-7)}
+    notes = {"far": ["one", "two"], "near": ["three", "four"]}
+    figure = figures.comparison(images, targets, outputs, rows=["Figure 1", "Figure 2"], notes=notes)
+    *_, far, near = figure.axes  # the colour bars
+    assert [text.get_text() for text in far.get_xticklabels()] == ["$-0.08$", "0", "$0.08$"]
+    assert [text.get_text() for text in near.get_xticklabels()][2] == r"$3\times10^{-7}$"
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert texts == ["Figure 1", "one", "three", "Figure 2", "two", "four"]
+
+
+def test_the_headline_has_a_bar_per_time_and_the_weights_of_each():
+    times = {"slow": Estimate(1234.0, 1200.0, 1300.0, 9), "fast": Estimate(12.34, 12.0, 13.0, 9)}
+    figure = figures.headline({"own": (0.3, 0.6, 0.1), "run": (0.3, 0.7, -0.1)}, times, unit="ms")
+    left, right = figure.axes
+    assert [bar.get_width() for bar in right.patches] == [1234.0, 12.34]
+    assert [text.get_text() for text in right.texts] == ["1,234 ms", "12.3 ms"]
+    assert [list(line.get_ydata()) for line in left.lines[:2]] == [[0.3, 0.6, 0.1], [0.3, 0.7, -0.1]]
 
 
 @pytest.mark.parametrize("label", ["a$b", "$\\frac$", "_hidden", "$x$ <b>", "x" * 100, "^_{}"])

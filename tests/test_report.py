@@ -14,7 +14,8 @@ import pytest
 import refresh
 from conftest import command, run_cells
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-from test_export_chromium import BROWSER, PROBE, browse
+from test_export import SCRIPT
+from test_export_chromium import BROWSER, browse, probed, violations
 from typer.testing import CliRunner
 
 import transformnet_lib
@@ -85,10 +86,13 @@ def test_the_sections_are_the_papers_and_ours(page):
 
 def test_figures_1_to_8_are_the_papers_in_both_formats(page, pdf_text):
     captions = [caption.get_text() for caption in page.find_all("figcaption")]
-    wanted = [f"Test image {i}" for i in ("0", "120", "240", "360", "480")]  # evenly spread over 600
-    wanted += ["Training MSE", "Validation MSE", "Time per epoch", "The three weights", "The largest weight error"]
+    first, *captions = captions
+    assert first.startswith("Figures 1–5: Test images 0, 120, 240, 360 and 480: input")  # evenly spread over 600
+    assert "Figures 1–5: Test images" in pdf_text
+    assert page.find("section", class_="abstract").find("img")["alt"].startswith("Left, the three weights")
+    wanted = ["Training MSE", "Validation MSE", "Time per epoch", "The three weights", "The largest weight error"]
     wanted += ["Speed-up on the CPU", "The speed-up of each combination"]
-    for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 1):
+    for number, (start, caption) in enumerate(zip(wanted, captions, strict=True), 6):
         assert re.sub(r"\s+", " ", caption).startswith(f"Figure {number}: {start}")
         assert f"Figure {number}: {start}" in pdf_text
     assert "paper-cpu and precise-cpu were trained on cpu" in page.find("main").get_text()
@@ -99,12 +103,14 @@ def test_a_whole_report_loads_alone(made, tmp_path):
     page = (made / "report/build/report.html").read_text(encoding="utf-8")
     assert len(page) < 5_000_000
     path = tmp_path / "report.html"
-    path.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    path.write_text(probed(page), encoding="utf-8")
     done = browse(path, tmp_path, "--window-size=500,900", "--dump-dom")
     maths, resources, fits, images = json.loads(re.search(r"<title>(\[.*?)</title>", done.stdout, re.DOTALL)[1])
     assert maths and all(maths) and images and all(images)
     assert resources == [] and fits
     assert "CONSOLE" not in done.stderr
+    for theme, width in (("light", 1400), ("dark", 390)):
+        assert violations(page.replace("<html ", f'<html data-theme="{theme}" '), tmp_path, width=width) == []
 
 
 def test_every_link_within_the_report_leads_somewhere(made, page):
@@ -127,16 +133,24 @@ def test_every_figure_has_alt_text(page):
 
 def test_table_1_has_the_papers_times_beside_ours(page, pdf_text):
     table = next(table for table in page.find_all("table") if "Table 1" in table.get_text())
-    rows = [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in table.find("tbody").find_all("tr")]
-    assert {row[0] for row in rows[24:]} == {"cuda"} and all(row[6:] == ["–"] * 6 for row in rows[24:])
+    blocks = [
+        [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in part.find_all("tr")]
+        for part in table.find_all("tbody")
+    ]
+    kinds = [heading for ((heading,), *_) in blocks]
+    assert kinds[0] == "CPU, shuffled, drop_last" and kinds[7] == "CUDA, in order" and len(kinds) == 8
+    rows = [row for _, *rows in blocks for row in rows]
+    assert all(row[3:] == ["–"] * 8 for row in rows[24:])
     rows, published = rows[:24], paper.table1().query("device == 'cpu'")
-    assert [row[4] for row in rows] == [f"{1000 * seconds:.1f}" for seconds in published["seconds"]]
-    time = r"\d+(\.\d+)?"
-    measured = re.compile(rf"{time} \[{time}, {time}\]")
-    assert all(measured.fullmatch(row[column]) for row in rows for column in (6, 8))
+    assert [row[1] for row in rows] == [f"{1000 * seconds:.1f}" for seconds in published["seconds"]]
     for row in rows:
-        assert row[4] in pdf_text and row[6] in pdf_text and row[8] in pdf_text
-    assert "24 settings on cuda in run precise-cpu have no time (not measured: no CUDA device)" in table.get_text()
+        assert [re.fullmatch(r"\d+\.\d", row[column])[0] in pdf_text for column in (1, 3, 6)]
+        assert all(re.fullmatch(r"\d+(\.\d)? %", row[column]) for column in (4, 7))
+    for block in table.find_all("tbody"):
+        times = {cell.get_text() for cell in block.find_all("strong")}
+        assert len(times) == 3 if block.find(string=re.compile("CPU")) else 1  # the paper's, reference and fast
+    note = table.find_parent(class_="table").find_next("p").get_text()
+    assert "24 settings on cuda in run precise-cpu have no time (not measured: no CUDA device)" in note
 
 
 def test_the_first_page_says_what_was_measured_where(made, page):
@@ -160,7 +174,7 @@ def test_the_page_needs_no_other_host(page):
             assert not str(tag.get(name, "")).startswith(("http", "//"))
         if tag.name == "link":
             assert tag["href"] == "data:,"
-    assert page.find("script") is None
+    assert [script.get_text() for script in page.find_all("script")] == [SCRIPT]
     assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", page.find("style").get_text())
 
 

@@ -37,7 +37,7 @@ def pages(report: Report) -> dict[tuple[str, str], list[str]]:
         "results": "place", "wins": "place", "factors": "place", "table1": "table", "libraries": "study",
         "sizes": "study", "seeds": "run", "metrics": "run",
     }  # fmt: skip
-    once = {"digits": 7, "column": "val_mse", "scale": 0.1, "index": 3}
+    once = {"digits": 7, "column": "val_mse"}
     for name, blocks in BLOCKS.items():
         for block in blocks:
             kind = needs.get(name) or {"libraries": "study", "sizes": "study"}.get(block if name == "headings" else "")
@@ -48,8 +48,10 @@ def pages(report: Report) -> dict[tuple[str, str], list[str]]:
                 if name == "examples":
                     if not report.compared:
                         continue
-                    facts["comparison"] = report.compared[0].comparison
-                    facts["metrics"] = {run.label: run.comparison.examples[0] for run in report.compared}
+                    facts |= {"comparison": report.compared[0].comparison, "compared": report.compared, "number": 1}
+                    facts["example"] = report.compared[0].comparison.examples[0]
+                if (name, block) == ("abstract", "alt") and not report.quickest:
+                    continue
                 found[name, block].append(say(name, block, **facts))
     for place in report.places:
         found["names", "combination"] += [str(say.names.combination(each)) for each in place.combinations]
@@ -387,8 +389,9 @@ def scenarios(run: Run) -> list[Report]:
         found.append(report_facts([altered(run, train={"pipeline": Pipeline(hflip=hflip, vflip=vflip)})]))
     continued = replace(base, stages=[replace(stage, sittings=3) for stage in base.stages])
     negative = with_distance(with_training(base, negative=["blue"]), "close")
+    overlap = replace(base.runs[0], comparison=replace(base.runs[0].comparison, in_training=3))
     uneven = replace(base.runs[0], comparison=replace(base.runs[0].comparison, evenly_spaced=False))
-    return [*found, continued, negative, replace(base, runs=[uneven])]
+    return [*found, continued, negative, replace(base, runs=[uneven]), replace(base, runs=[overlap])]
 
 
 def test_every_branch_of_every_template_is_rendered_both_ways(run, monkeypatch):

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 from PIL import Image
 from torch import Tensor
 
 from .measure import Estimate
-from .words.filters import times
+from .words.filters import decimals, times
 
 TEXT_WIDTH = 6.3  # inches, 160 mm
 
@@ -40,8 +41,10 @@ def use_style() -> None:
         {
             "figure.figsize": (TEXT_WIDTH, 2.8),
             "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.titlesize": 9,
+            "font.family": ["STIXGeneral", "DejaVu Sans"],  # a serif near the text's; the second has what it lacks
+            "mathtext.fontset": "stix",
+            "font.size": 10,
+            "axes.titlesize": 10,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -50,8 +53,9 @@ def use_style() -> None:
             "lines.linewidth": 1.4,
             "lines.markersize": 4.5,
             "legend.frameon": False,
-            "legend.fontsize": 8,
+            "legend.fontsize": 9,
             "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "savefig.facecolor": "none",  # the page shows through
             "svg.hashsalt": "transformnet",  # without it equal figures get different ids
             "image.interpolation": "none",  # the SVG holds the array as it is, not resampled to the figure's dots
         }
@@ -92,31 +96,82 @@ def name_of(label: str, *, width: int = 40) -> str:
 
 
 def comparison(
-    axes: np.ndarray, image: np.ndarray, target: np.ndarray, outputs: Mapping[str, np.ndarray], *, scale: float
-) -> np.ndarray:
-    """Draw one example: the input, the ground truth, and for each model its output and its error.
+    images: np.ndarray,
+    targets: np.ndarray,
+    outputs: Mapping[str, np.ndarray],
+    *,
+    rows: Sequence[str] = (),
+    notes: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Draw examples below each other: the input, the ground truth, and for each model its output and its error.
 
-    `axes` holds 2 + 2·len(outputs) Axes; `image` uint8 (3, h, w); `target` and each output float (h, w) in [0, 1].
-    Pixels are drawn as they are; an error is output minus ground truth on colours from -scale to +scale.
+    `images` uint8 (n, 3, h, w); `targets` and each of `outputs` float (n, h, w) in [0, 1]. Pixels are drawn as they
+    are; an error is output minus ground truth, on colours up to the model's largest. `rows` names the examples, `notes`
+    says something below each output of a model.
     """
-    for ax in axes:
+    n, columns = len(images), 2 + 2 * len(outputs)
+    tile = TEXT_WIDTH / (columns + 0.4)  # inches
+    height = n * (tile * max(targets.shape[1] / targets.shape[2], images.shape[2] / images.shape[3]) + 0.2) + 0.8
+    figure, axes = plt.subplots(n, columns, figsize=(TEXT_WIDTH, height), squeeze=False)
+    figure.get_layout_engine().set(h_pad=0.01, w_pad=0.02, hspace=0, wspace=0)
+    for ax in axes.flat:
         ax.set_axis_off()
-    axes[0].imshow(enlarged(image.transpose(1, 2, 0)))
-    axes[0].set_title(f"input\n{image.shape[1]}×{image.shape[2]}", fontsize=8)
-    axes[1].imshow(enlarged(grey(target)))
-    axes[1].set_title(f"ground truth\n{target.shape[0]}×{target.shape[1]}", fontsize=8)
+    size = "{}×{}".format
+    axes[0, 0].set_title(f"input\n{size(*images.shape[2:])}", fontsize=9)
+    axes[0, 1].set_title(f"ground truth\n{size(*targets.shape[1:])}", fontsize=9)
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        axes[i, 0].imshow(enlarged(image.transpose(1, 2, 0)))
+        axes[i, 1].imshow(enlarged(grey(target)))
+    for ax, text in zip(axes[:, 0], rows, strict=False):
+        ax.text(-0.08, 0.5, text, transform=ax.transAxes, rotation=90, va="center", ha="right", fontsize=9)
     for k, (label, output) in enumerate(outputs.items()):
-        shown, error = axes[2 + 2 * k : 4 + 2 * k]
-        shown.imshow(enlarged(grey(output)))
-        shown.set_title(f"model\n{name_of(label, width=15)}", fontsize=8)
-        drawn = error.imshow(enlarged(output - target), cmap="PuOr", vmin=-scale, vmax=scale)
-        error.set_title("error\n(model − truth)", fontsize=8)
-    digit, exponent = (int(part) for part in f"{scale:.0e}".split("e"))
-    bar = axes[0].figure.colorbar(drawn, ax=list(axes), ticks=[-scale, 0, scale], shrink=0.7, aspect=12, pad=0.01)
-    text = rf"{digit}\times10^{{{exponent}}}" if exponent < -3 else f"{scale:g}"
-    bar.ax.set_yticklabels([f"$-{text}$", "0", f"${text}$"], fontsize=7)
-    bar.outline.set_visible(False)
-    return axes
+        shown, errors = axes[:, 2 + 2 * k], axes[:, 3 + 2 * k]
+        shown[0].set_title(f"model\n{name_of(label, width=15)}", fontsize=9)
+        errors[0].set_title("error\n(model − truth)", fontsize=9)
+        scale = error_scale(output - targets)
+        for i in range(n):
+            shown[i].imshow(enlarged(grey(output[i])))
+            drawn = errors[i].imshow(enlarged(output[i] - targets[i]), cmap="PuOr", vmin=-scale, vmax=scale)
+            if notes:
+                text = {"va": "top", "ha": "center", "fontsize": 7.5}
+                shown[i].text(0.5, -0.04, notes[label][i], transform=shown[i].transAxes, **text)
+        bar = figure.colorbar(
+            drawn, ax=list(errors), ticks=[-scale, 0, scale], location="bottom", shrink=0.9, aspect=14, pad=0.01
+        )
+        digit, exponent = (int(part) for part in f"{scale:.0e}".split("e"))
+        text = rf"{digit}\times10^{{{exponent}}}" if exponent < -3 else f"{scale:g}"
+        bar.set_ticklabels([f"$-{text}$", "0", f"${text}$"], fontsize=8)
+        bar.ax.tick_params(length=2)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def headline(weights: Mapping[str, Sequence[float]], times: Mapping[str, Estimate], *, unit: str) -> Figure:
+    """The picture that says it: the three weights of each of `weights`, the truth first, and bars of `times`."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2), width_ratios=(1, 1.6))
+    for k, (label, values) in enumerate(weights.items()):
+        style = {"color": ("black", *COLOURS[1:])[k], "marker": ("_", *MARKERS)[k], "markersize": 13 if k == 0 else 5}
+        left.plot(range(3), values, linestyle="none", label=name_of(label, width=24), zorder=3 - k, **style)
+    left.axhline(0, color="#555555", linewidth=0.8)
+    left.set_xticks(range(3), ["red", "green", "blue"])
+    left.set_xlim(-0.5, 2.5)
+    left.set_ylabel("weight")
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.14), handletextpad=0.2, labelspacing=0.2)
+    positions = np.arange(len(times))[::-1]
+    medians = np.array([each.median for each in times.values()])
+    spread = [[each.median - each.low for each in times.values()], [each.high - each.median for each in times.values()]]
+    colours = ["#999999" if k < 2 else COLOURS[k - 2] for k in range(len(times))]
+    right.barh(positions, medians, color=colours, height=0.65)
+    right.errorbar(medians, positions, xerr=spread, linestyle="none", color="black", linewidth=1, capsize=2)
+    for position, each in zip(positions, times.values(), strict=True):
+        text = f"{each.median:,.{decimals(each.median)}f} {unit}"
+        right.text(each.high + medians.max() * 0.02, position, text, va="center", fontsize=9)
+    right.set_yticks(positions, list(times), fontsize=9)
+    right.set_xlim(0, max(each.high for each in times.values()) * 1.22)
+    right.set_xticks([])
+    right.spines["bottom"].set_visible(False)
+    right.grid(visible=False)
+    return figure
 
 
 def picture_pairs(axes: np.ndarray, pairs: list[tuple[Tensor, Tensor]]) -> np.ndarray:
@@ -263,15 +318,15 @@ def speedup_bars(
     spread = [cells["median"] - cells["low"], cells["high"] - cells["median"]]
     ax.errorbar(cells["median"], rows, xerr=spread, linestyle="none", color="black", linewidth=1, capsize=2)
     for row, cell in enumerate(cells.itertuples()):
-        ax.text(cell.high * 1.08, row, times(cell.median), va="center", fontsize=8)
+        ax.text(cell.high * 1.08, row, times(cell.median), va="center", fontsize=9)
     if copy is not None:
         ax.axvline(copy, color="#555555", linestyle=":", linewidth=1.4)
-        ax.text(copy, -0.9, f"copy {times(copy)} ", ha="right", va="center", fontsize=8, color="#555555")
+        ax.text(copy, -0.9, f"copy {times(copy)} ", ha="right", va="center", fontsize=9, color="#555555")
     ax.axvline(1, color="#555555", linestyle="--", linewidth=1.2)
     ax.set_xscale("log")
     ax.set_xlim(0.5, 3 * max(cells["high"].max(), copy or 1))
     _plain_log_ticks(ax.xaxis)
-    ax.set_yticks(rows, list(speedups), fontsize=8)
+    ax.set_yticks(rows, list(speedups), fontsize=9)
     ax.set_ylim(-1.5, len(cells) - 0.4)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("speed-up over image by image (×)")

@@ -15,6 +15,7 @@ import pydantic
 from .. import paper
 from ..measure import Estimate
 from ..pipeline import GRAY_WEIGHTS, Pipeline
+from ..records import ImageSet
 from ..run import Run
 from .claims import Claim, claims
 from .commands import commands
@@ -36,6 +37,7 @@ class Report:
     author: str
     date: str
     pipeline: Pipeline
+    tested: ImageSet | None  # the images compared and timed on; None where neither was done
     image_size: tuple[int, int]  # height and width
     papers_geometry: bool  # whether the paper's pipeline and image size
     ground_truth_weights: tuple[float, float, float]
@@ -75,6 +77,16 @@ class Report:
     def recipe_seeds(self) -> Seeds | None:
         """What the paper's preset makes of its seeds."""
         return next((seeds for run in self.seeded for seeds in run.seeds if seeds.preset == "paper"), None)
+
+    @property
+    def in_training(self) -> int:
+        """How many test images are also among the training images of a compared run."""
+        return max((run.comparison.in_training or 0 for run in self.compared), default=0)
+
+    @property
+    def test_kind(self) -> str:
+        """The kind of the test images, which all runs share: photos, cifar10 or folder."""
+        return self.tested.source.partition(":")[0] if self.tested else ""
 
     @property
     def machines(self) -> list[Place]:
@@ -151,6 +163,7 @@ def report_facts(runs: Sequence[Run], *, title: str = "", author: str = "") -> R
         author=author,
         date=date(runs),
         pipeline=pipeline,
+        tested=next((stage.images for run in runs for stage in (run.compare, run.benchmark) if stage), None),
         image_size=size,
         papers_geometry=pipeline == Pipeline() and size == (32, 32),
         ground_truth_weights=GRAY_WEIGHTS,

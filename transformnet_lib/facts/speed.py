@@ -233,6 +233,13 @@ class Place:
         return min(self.timed_methods, key=lambda method: method.best.microseconds.median, default=None)
 
     @property
+    def headline(self) -> dict[str, Timing]:
+        """The times that say it all: of the pipeline and of each method, at their best."""
+        own = {"sequential": self.sequential, "batched": self.batched}
+        found = own | {method.name: method.best for method in self.timed_methods}
+        return {name: timing for name, timing in found.items() if timing}
+
+    @property
     def workers_verdict(self) -> str:
         """Whether raising num_workers is "faster", "slower", "equal" or "open"; empty if it was not measured."""
         return _first({each.ratio.verdict for each in self.workers}, ("faster", "open", "slower", "equal"))

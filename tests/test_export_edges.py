@@ -13,12 +13,14 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pypdf
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 from test_export import SCRIPT
+from traitlets.config import Config
 
 from transformnet_lib import display as emitters
 from transformnet_lib.export import ExportError, HTMLReportExporter, PDFReportExporter
@@ -450,3 +452,83 @@ def test_an_empty_notebook_is_a_titled_tagged_page():
 def test_any_date_can_be_shown(date):
     for text in texts(front(title="T", date=date)):
         assert date in text
+
+
+# ------------------------------------------------------------------------- nothing is lost without a word
+
+
+def gif() -> str:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (3, 3)).save(file, "GIF")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"text/html": "<div>one <b>two</b></div><p>three</p>", "text/plain": "<HTML object>"}, ["one two", "three"]),
+        ({"text/html": "<p>before</p><table><caption>said</caption><tr><td>1</td></tr></table>after"},
+         ["before", "said", "1", "after"]),
+        ({"text/html": "<table><tr><td>1<img src='x'></td></tr></table>"}, ["1", "[img in HTML not shown]"]),
+        ({"text/html": "<script>x</script>", "text/plain": "<Thing at 0x1>"}, ["[output of type text/html not shown]"]),
+        ({"application/x+json": {"data": []}}, ["[output of type application/x+json not shown]"]),
+        ({"application/json": {"a": [1]}, "text/plain": "<IPython.core.display.JSON object>"}, ['"a"']),
+        ({"text/plain": "<Thing at 0x1>"}, ["<Thing at 0x1>"]),
+        ({"text/latex": r"\begin{align*}a &= 1\\ b &= 2\end{align*}", "text/plain": "<Latex>"}, ["𝑎", "2"]),
+    ],
+)  # fmt: skip
+def test_each_output_is_set_or_named(data, expected):
+    for text in texts(code(shown(data))):
+        at = 0
+        for part in expected:
+            assert part in text[at:], (part, text)
+            at = text.index(part, at)
+
+
+def test_a_gif_is_a_picture():
+    cell = code(shown({"image/gif": gif(), "text/plain": "<Image>"}))
+    assert page_of(cell).find("img")["src"].startswith("data:image/gif;base64,")
+    assert len(pdf_of(cell).pages) == 1
+
+
+def test_raw_cells_are_set_or_named():
+    cells = [new_raw_cell("as it is"), new_raw_cell("\\LaTeX", metadata={"raw_mimetype": "text/latex"})]
+    for text in texts(*cells):
+        assert "as it is" in text and "[raw cell of type text/latex not shown]" in text and "LaTeX" not in text
+
+
+def test_small_html_in_markdown_is_what_it_says_and_other_html_is_text():
+    source = "H<sub>2</sub>O, x<sup>*n*</sup><br>next <!-- unseen --><b>bold <i>both</i></b> <sub>open <u>u</u>"
+    main = page_of(new_markdown_cell(source)).main
+    assert [each.get_text() for each in main(["sub", "strong", "br"])] == ["2", "", "bold both"]
+    assert main.find("sup").find("em").get_text() == "n" and "unseen" not in main.get_text()
+    assert "<sub>open <u>u</u>" in main.get_text()
+    assert "<!--" not in texts(new_markdown_cell("a\n\n<!-- unseen\n\nstill -->\n\nb"))[0]
+
+
+def test_anchors_of_ones_own_are_where_links_lead():
+    page = page_of(
+        new_markdown_cell('<a id="mine"></a>Text. [Back](#mine), [](#mine)\n\n<a name="other"></a>\n\nMore [x](#other)')
+    )
+    links = {link.get_text(): link["href"] for link in page.main("a")}
+    assert links == {"Back": "#a-mine", "here": "#a-mine", "x": "#a-other"}
+    assert page.find(id="a-mine") and page.find(id="a-other")
+    pdf_of(new_markdown_cell('<a id="mine"></a>Text. [Back](#mine)'))
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [r"\left( a \middle| b \right)", r"{\bf x} + {\rm d}y", r"\begin{alignat}{2} a &= 1 & b &= 2 \end{alignat}",
+     r"\begin{aligned}[t] a &= 1 \end{aligned}", r"a \xrightarrow[n]{d} b"],
+)  # fmt: skip
+def test_formulas_that_tylax_alone_would_lose_are_set(tex):
+    page = page_of(new_markdown_cell(f"$${tex}$$"))
+    assert page.find("math").get_text().strip()
+    pdf_of(new_markdown_cell(f"$${tex}$$"))
+
+
+def test_no_input_leaves_the_code_out():
+    config = Config({"TemplateExporter": {"exclude_input": True}})
+    notebook = new_notebook(cells=[new_code_cell("secret = 1", outputs=[new_output("stream", text="told")])])
+    page, _ = HTMLReportExporter(config=config).from_notebook_node(notebook)
+    assert "told" in page and "secret" not in bs4.BeautifulSoup(page, "html.parser").main.get_text()

@@ -11,6 +11,7 @@ import base64
 import datetime
 import html
 import io
+import json
 import mimetypes
 import re
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ import PIL.Image
 from .errors import ExportError
 
 FLOATS = {"fig": "Figure", "tab": "Table"}  # label prefix → the word before the number
-IMAGES = ("image/svg+xml", "image/png", "image/jpeg")  # best first: vectors print sharp
+IMAGES = ("image/svg+xml", "image/png", "image/jpeg", "image/webp", "image/gif")  # best first: vectors print sharp
+MARK = "\ue000"  # a private character that stands for a table while the text around it is gathered
 # A link whose text ends in one of these words asks for a number: [Figure](#fig-x) → Figure 3.
 NUMBERED_WORD = re.compile(r"(?:^|\s)(figures?|figs?\.|tables?|tabs?\.|sections?|secs?\.|appendix)$", re.IGNORECASE)
 # "12.3×", "1e-05", "4.1 [3.9, 4.4] ms", "—": a number, perhaps with a short unit. One such column is right-aligned.
@@ -41,12 +43,18 @@ ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-
 OVERPRINTED = re.compile(r"^[^\n]*\r(?=[^\n])", re.MULTILINE)  # what a progress bar wrote and then overwrote
 
 
+# HTML in Markdown that says what Markdown cannot, or as well; all other stays text
+PAIRS = {"sub": "sub", "sup": "sup", "b": "strong", "strong": "strong", "i": "emphasis", "em": "emphasis",
+         "s": "strikethrough", "del": "strikethrough"}  # fmt: skip
+ANCHOR = re.compile(r"<a\s+(?:id|name)=[\"']?([\w.:-]{1,80})[\"']?\s*/?>(?:\s*</a>)?", re.IGNORECASE)
+
+
 @dataclass
 class Node:
     """One piece of the document. `cell` is the 1-based position of its notebook cell, for messages.
 
-    Inline kinds: text, codespan, emphasis, strong, strikethrough, linebreak, math, block_math (text: TeX),
-    link (url), ref (target), footnote (number, first; children: its paragraphs), image.
+    Inline kinds: text, codespan, emphasis, strong, strikethrough, sub, sup, linebreak, math, block_math (text: TeX),
+    anchor (id), link (url), ref (target), footnote (number, first; children: its paragraphs), image.
     Block kinds: paragraph, heading (depth 1…, number, id), list (ordered, start, tight) of item, references of
     item (id, number), quote, rule, code (language), output (stream: stdout, stderr, error or result), block_math,
     figure (children: one image) and table (head, rows, align), both with caption and perhaps id and number.
@@ -190,7 +198,8 @@ class _Markdown:
         return self.nodes(tokens)
 
     def nodes(self, tokens: list[dict], top=True) -> list[Node]:
-        made = (self.node(token, top) for token in tokens if token["type"] not in ("blank_line", "footnotes"))
+        tokens = _paired([token for token in tokens if token["type"] not in ("blank_line", "footnotes")])
+        made = (self.node(token, top) for token in tokens)
         return [node for node in made if node]
 
     def node(self, token: dict, top: bool) -> Node:
@@ -204,6 +213,16 @@ class _Markdown:
 
         if kind == "text":
             return make("text", re.sub(r"\s+", " ", html.unescape(raw)))
+        if kind in ("inline_html", "block_html"):
+            tag = raw.strip()
+            if re.fullmatch(r"<!--.*-->|</a>", tag, re.DOTALL | re.IGNORECASE):
+                return None
+            if match := ANCHOR.fullmatch(tag):
+                return make("anchor", id=f"a-{match[1]}")
+            if re.fullmatch(r"<br\s*/?>", tag, re.IGNORECASE):
+                return make("linebreak")
+        if kind == "paired":
+            return make(token["kind"], children=inside())
         if kind in ("inline_html", "softbreak"):
             return make("text", raw or " ")
         if kind in ("emphasis", "strong", "strikethrough"):
@@ -254,6 +273,23 @@ class _Markdown:
                 _as_group(row)
             return table(grid[:1], grid[1:], self.cell, aligns)
         raise ExportError(f"cell {self.cell}: no rule for Markdown of kind {kind!r}")
+
+
+def _paired(tokens: list[dict]) -> list[dict]:
+    """Tokens in which `<sub>`, what follows and `</sub>` are one, and so for each of PAIRS; others stay as they are."""
+    made, opened = [], []
+    for token in tokens:
+        match = re.fullmatch(r"<(/?)(\w+)>", token.get("raw", "")) if token["type"] == "inline_html" else None
+        name = match[2].lower() if match else ""
+        if name in PAIRS and not match[1]:
+            opened.append((name, len(made)))
+        elif name in PAIRS and name in [other for other, _ in opened]:
+            while (last := opened.pop())[0] != name:
+                pass
+            token = {"type": "paired", "kind": PAIRS[name], "children": made[last[1] + 1 :]}
+            del made[last[1] :]
+        made.append(token)
+    return made
 
 
 def _flatten(link: Node) -> list[Node]:
@@ -332,13 +368,29 @@ def _tile(rows: list[list[Node]], width: int = 0) -> int:
     return max((x + 1 for x, _ in taken), default=0)
 
 
+def not_shown(what: str, cell: int) -> Node:
+    """A visible note in the place of what neither format can show."""
+    text = Node("text", text=f"[{what} not shown]", cell=cell)
+    return Node("paragraph", [Node("emphasis", [text], cell=cell)], cell=cell)
+
+
+BLOCKS = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "li", "dt", "dd", "pre", "blockquote", "br", "summary")
+NO_TEXT = ("img", "svg", "iframe", "video", "audio", "canvas", "object", "input")  # in HTML; there is a note instead
+
+
 def html_table(source: str, cell: int) -> list[Node]:
-    """Tables and paragraphs of a DataFrame's text/html, [] if it holds no table. Markup inside is dropped."""
+    """What an output's text/html shows, [] if it holds no table."""
+    blocks = html_blocks(source, cell)
+    return blocks if any(block.kind == "table" for block in blocks) else []
+
+
+def html_blocks(source: str, cell: int) -> list[Node]:
+    """Tables, a paragraph for each other block of text, and notes for what is neither. Markup inside is dropped."""
     try:
-        soup = bs4.BeautifulSoup(clean(source), "html.parser")
+        soup = bs4.BeautifulSoup(clean(source).replace(MARK, ""), "html.parser")
     except bs4.ParserRejectedMarkup:
         return []
-    for element in soup(["style", "script"]):
+    for element in soup(["style", "script", "template"]):
         element.decompose()
 
     def row(tr):
@@ -350,18 +402,28 @@ def html_table(source: str, cell: int) -> list[Node]:
             cells.append(Node("cell", [Node("text", text=text, cell=cell)], cell=cell, attrs=attrs))
         return cells
 
+    lost, tables = [name for name in NO_TEXT if soup(name)], []
+    for element in [each for each in soup("table") if not each.find_parent("table")]:
+        lines = [(tr, row(tr)) for tr in element.find_all("tr") if tr.find_parent("table") is element]
+        lines = [(tr, cells) for tr, cells in lines if cells]
+        head = [cells for tr, cells in lines if tr.find_parent("thead")]
+        rows = [cells for tr, cells in lines if not tr.find_parent("thead")]
+        caption = element.find("caption")
+        text = caption.get_text(" ", strip=True) if caption else ""
+        if head or rows:
+            text += f"\n{MARK}{len(tables)}"
+            tables.append(table(_one_header(head), rows, cell))
+        element.replace_with(f"\n{text}\n")
+    for element in soup(BLOCKS):
+        element.insert_before("\n")
+        element.insert_after("\n")
     blocks = []
-    for element in soup(["table", "p"]):
-        if element.name == "p" and not element.find_parent("table"):  # pandas: "60 rows × 4 columns"
-            blocks.append(Node("paragraph", [Node("text", text=clean(element.get_text(" ", strip=True)))], cell=cell))
-        elif element.name == "table" and not element.find_parent("table"):
-            lines = [(tr, row(tr)) for tr in element.find_all("tr") if tr.find_parent("table") is element]
-            lines = [(tr, cells) for tr, cells in lines if cells]
-            head = [cells for tr, cells in lines if tr.find_parent("thead")]
-            rows = [cells for tr, cells in lines if not tr.find_parent("thead")]
-            if head or rows:
-                blocks.append(table(_one_header(head), rows, cell))
-    return blocks if any(block.kind == "table" for block in blocks) else []
+    for line in soup.get_text().split("\n"):
+        if line.startswith(MARK):
+            blocks.append(tables[int(line[1:])])
+        elif text := re.sub(r"\s+", " ", clean(line)).strip():
+            blocks.append(Node("paragraph", [Node("text", text=text, cell=cell)], cell=cell))
+    return blocks + [not_shown(f"{name} in HTML", cell) for name in lost]
 
 
 def _span(value: str | None) -> int:
@@ -405,6 +467,12 @@ class _Reader:
                     source = clean(cell.source).expandtabs(4).strip("\n")
                     self.body.append(Node("code", text=source, cell=number, attrs={"language": self.language}))
                 self.outputs(cell, number)
+            elif cell.cell_type == "raw" and cell.source.strip():  # for one of nbconvert's formats, or for none
+                form = cell.metadata.get("raw_mimetype") or cell.metadata.get("format")
+                if form:
+                    self.body.append(not_shown(f"raw cell of type {clean(str(form))}", number))
+                else:
+                    self.monospace(cell.source, number, "result")
 
     def prose(self, text: str, cell: int, metadata):
         tags = set(metadata.get("tags", []))
@@ -504,6 +572,7 @@ class _Reader:
             text = "\n".join(output.traceback) or f"{output.ename}: {output.evalue}"
             return self.monospace(text, cell, "error")
         data = output.data
+        text = data.get("text/plain", "")
         if image := self.image(output, cell, None):
             self.body.append(Node("figure", [image], cell=cell, attrs={"caption": None}))
         elif "text/markdown" in data:
@@ -512,8 +581,15 @@ class _Reader:
             self.body.extend(tables)
         elif tex := _display_maths(clean(data.get("text/latex", ""))):
             self.body.append(Node("block_math", text=tex, cell=cell))
-        elif "text/plain" in data:
-            self.monospace(data["text/plain"], cell, "result")
+        elif text and (len(data) == 1 or not re.fullmatch(r"<.*>", text.strip(), re.DOTALL)):
+            self.monospace(text, cell, "result")
+        elif blocks := html_blocks(data.get("text/html", ""), cell):  # the text is no more than an object's name
+            self.body.extend(blocks)
+        elif "application/json" in data:
+            text = clean(json.dumps(data["application/json"], indent=1, ensure_ascii=False))
+            self.body.append(Node("code", text=text, cell=cell, attrs={"language": "json"}))
+        elif others := [form for form in data if form != "text/plain"]:
+            self.body.append(not_shown(f"output of type {clean(others[0])}", cell))
 
     def monospace(self, text: str, cell: int, stream: str):
         if text := terminal(text):
@@ -538,7 +614,7 @@ class _Reader:
             bundle = self.attachments.get(unquote(url.removeprefix("attachment:")), {})
             mime = next((m for m in IMAGES if m in bundle), None)
             data = _image_bytes(mime, bundle[mime], cell) if mime else None
-        elif match := re.match(r"data:(image/(?:png|jpeg));base64,(.*)", unquote(url), re.DOTALL):
+        elif match := re.match(r"data:(image/(?:png|jpeg|webp|gif));base64,(.*)", unquote(url), re.DOTALL):
             mime, data = match[1], _image_bytes(match[1], match[2], cell)
         elif self.folder and not re.match(r"[a-z][a-z0-9+.-]*:|/", url, re.IGNORECASE):
             mime, data = self.file(unquote(url), cell)
@@ -574,7 +650,7 @@ def _checked(mime: str, data: bytes, cell: int) -> bytes:
         if mime == IMAGES[0]:
             ElementTree.fromstring(data)
         else:
-            PIL.Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]).verify()
+            PIL.Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF"]).verify()
     except PIL.UnidentifiedImageError:
         fail(cell, f"an {mime} cannot be read: it does not begin like one")
     except Exception as error:  # Pillow also raises SyntaxError, struct.error, DecompressionBombError …
@@ -593,6 +669,9 @@ def _markdown_texts(notebook) -> Iterator[str]:
 
 def _display_maths(latex: str) -> str | None:
     """TeX of a text/latex output that is one formula (as SymPy's is); None for other LaTeX, for example a tabular."""
+    environment = r"\\begin\{((?:align|gather|equation|multline)\*?)\}.*\\end\{\1\}"
+    if re.fullmatch(environment, latex.strip(), re.DOTALL):
+        return latex.strip()
     match = re.fullmatch(r"(\$\$?|\\\[)(.+?)(\$\$?|\\\])", latex.strip(), re.DOTALL)
     return match[2].strip() if match and "$" not in match[2].replace(r"\$", "") else None
 
@@ -655,6 +734,10 @@ def _targets(document: Document) -> dict[str, tuple[str, str, str | None]]:
                 if label in targets:
                     fail(node.cell, f"the label {label} is used twice")
                 targets[label] = target
+        elif node.kind == "anchor" and node["id"].removeprefix("a-") not in targets:
+            targets[node["id"].removeprefix("a-")] = (node["id"], "here", "")
+        elif node.kind == "anchor":  # the label is taken
+            node.kind = "span"
         elif node.kind == "item" and node["id"]:
             targets[node["id"]] = (node["id"], "Reference", str(node["number"]))
     for heading in document.headings:
@@ -695,7 +778,7 @@ def _resolve_link(node: Node, targets: dict):
     text = plain(node.children).strip()
     node.kind, node.attrs = "ref", {"target": identifier}
     if not text or (word == "Appendix" and text.lower() == "section"):
-        node.children = [Node("text", text=f"{word}\N{NO-BREAK SPACE}{number}", cell=node.cell)]
+        node.children = [Node("text", text=f"{word}\N{NO-BREAK SPACE}{number}".strip(), cell=node.cell)]
     elif NUMBERED_WORD.search(text):
         node.children = [*node.children, Node("text", text=f"\N{NO-BREAK SPACE}{number}", cell=node.cell)]
 

@@ -36,7 +36,9 @@ class _ReportExporter(Exporter):
         nb = deepcopy(nb)
         for number, cell in enumerate(nb.cells, 1):  # hidden cells count too: messages name the notebook's own cell
             cell.metadata["transformnet_cell"] = number
-            if nb.metadata.get("transformnet", {}).get("hide_input"):
+            # --no-input sets an option of other exporters, which everybody knows
+            no_input = self.config.TemplateExporter.get("exclude_input", False)
+            if no_input or nb.metadata.get("transformnet", {}).get("hide_input"):
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
         nb, resources = super().from_notebook_node(nb, resources, **kwargs)
         metadata = resources["metadata"]

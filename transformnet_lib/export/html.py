@@ -89,6 +89,15 @@ class _Writer:
     def write_strikethrough(self, node):
         return element("s", self.all(node.children))
 
+    def write_sub(self, node):
+        return element("sub", self.all(node.children))
+
+    def write_sup(self, node):
+        return element("sup", self.all(node.children))
+
+    def write_anchor(self, node):
+        return element("span", "", id=node["id"])
+
     def write_linebreak(self, node):
         return Markup("<br>")
 

@@ -53,7 +53,13 @@ def typst_maths(tex: str) -> str:
     if re.search("[\ue000-\uf8ff]", tex):
         raise ExportError("private-use characters are not allowed in maths")
     # Typst scales brackets itself; tylax would drop the bracket together with the command
-    tex = re.sub(r"\\(?:[bB]igg?[lrm]?|nonumber|notag|label\{[^{}]*\})(?![A-Za-z])", "", tex)
+    tex = re.sub(r"\\(?:[bB]igg?[lrm]?|middle|nonumber|notag|label\{[^{}]*\})(?![A-Za-z])", "", tex)
+    tex = re.sub(r"\\(begin|end)\{alignat(\*?)\}(\{\d+\})?", r"\\\1{align\2}", tex)
+    tex = re.sub(r"\\(begin|end)\{(align|gather|equation|multline)\*\}", r"\\\1{\2}", tex)  # none has a number here
+    tex = re.sub(r"(\\begin\{(?:aligned|gathered)\})\[[tbc]\]", r"\1", tex)
+    tex = re.sub(r"\{\\(bf|it|rm|sf|tt|cal)(?![A-Za-z])\s*([^{}]*)\}", r"\\math\1{\2}", tex)
+    over = r"\\overset{\3}{\\underset{\2}{\\long\1arrow}}"
+    tex = re.sub(r"\\x(right|left)arrow\[([^\]]*)\]\{([^{}]*)\}", over, tex)
     names = "|".join(map(re.escape, sorted(TEXT_COMMANDS, key=len, reverse=True)))
     tex = re.sub(rf"\\({names})\s*\{{((?:[^{{}}\\]|\\.|\{{[^{{}}]*\}})*)\}}", text_command, tex)
     tex = tex.replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")

@@ -20,7 +20,7 @@ STANDARDS = ["a-2a", "ua-1"]
 NO_DATE = datetime.date(2000, 1, 1)  # of the PDF's metadata where the report has none: the clock would change bytes
 LONG_WORD = 60  # characters; longer words get places to break, or they would run off the page
 LONG_HEADER = 1500  # characters; a header never breaks, so one that could fill a page is set as rows
-SUFFIX = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
+SUFFIX = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
 
 
 def pdf(document: Document) -> bytes:
@@ -151,6 +151,15 @@ class _Writer:
 
     def write_strikethrough(self, node):
         return f"strike({self.all(node.children)})"
+
+    def write_sub(self, node):
+        return f"sub({self.all(node.children)})"
+
+    def write_sup(self, node):
+        return f"super({self.all(node.children)})"
+
+    def write_anchor(self, node):
+        return f"[#metadata(none)#label({literal(node['id'])})]"
 
     def write_linebreak(self, node):
         return "linebreak()"

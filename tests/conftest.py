@@ -23,6 +23,8 @@ from transformnet_lib.report import NOTEBOOKS
 
 BIN = Path(sys.executable).parent
 
+collect_ignore = ["audit"]  # a sitecustomize for other processes; a system's own may be imported already
+
 heed_signals()
 torch.set_num_threads(1)  # two threads that wait for a busy core are ten times slower than one
 

@@ -127,6 +127,11 @@ def test_every_link_within_the_report_leads_somewhere(made, page):
     assert len(links) == len(page.find("main").find_all("a"))
 
 
+def test_every_figure_and_table_is_cited(page):
+    floats = {each["id"] for each in page.find_all(id=re.compile("^(fig|tab)-"))}
+    assert len(floats) > 12 and floats <= {link["href"][1:] for link in page.find("main").find_all("a")}
+
+
 def test_every_figure_has_alt_text(page):
     assert all(len(image["alt"]) > 20 for image in page.find("main").find_all("img"))
 

@@ -38,7 +38,7 @@ def pages(report: Report) -> dict[tuple[str, str], list[str]]:
         "results": "place", "wins": "place", "factors": "place", "table1": "table", "libraries": "study",
         "sizes": "study", "seeds": "run", "metrics": "run",
     }  # fmt: skip
-    once = {"digits": 7, "column": "val_mse"}
+    once = {"digits": 7, "column": "val_mse", "number": 1}
     for name, blocks in BLOCKS.items():
         for block in blocks:
             kind = needs.get(name) or {"libraries": "study", "sizes": "study"}.get(block if name == "headings" else "")
@@ -49,7 +49,7 @@ def pages(report: Report) -> dict[tuple[str, str], list[str]]:
                 if name == "examples":
                     if not report.compared:
                         continue
-                    facts |= {"comparison": report.compared[0].comparison, "compared": report.compared, "number": 1}
+                    facts |= {"comparison": report.compared[0].comparison, "compared": report.compared}
                     facts["example"] = report.compared[0].comparison.examples[0]
                 if (name, block) == ("abstract", "alt") and not report.quickest:
                     continue

@@ -203,7 +203,7 @@ def run_facts(run: Run) -> RunFacts:
         changes=[
             Change(change, *rows[["weight_error", "epochs", "no_gradient"]].iloc[0])
             for change, rows in changed.items()
-            if len(rows)
+            if rows["weight_error"].notna().any()
         ],
         seeds_table=seeds,
         stages=list(run.stages),

@@ -157,6 +157,7 @@ class Missing:
 class Place:
     """A device on which a run timed the model beside the pipeline."""
 
+    number: int  # from 1, in the order of the report
     run: str
     shipped: bool
     device: str
@@ -261,7 +262,8 @@ def places(runs: Sequence[Run]) -> list[Place]:
     for run in timed:
         table = run.benchmark.table
         swept = (table["part"] == "sweep") & table["method"].isin(SWEPT) & table["speedup"].notna()
-        found += [_place(run, device, named=len(timed) > 1) for device in dict.fromkeys(table.loc[swept, "device"])]
+        for device in dict.fromkeys(table.loc[swept, "device"]):
+            found.append(_place(run, device, number=len(found) + 1, named=len(timed) > 1))
     return found
 
 
@@ -278,7 +280,7 @@ def missing(run: Run) -> list[Missing]:
     ]
 
 
-def _place(run: Run, device: str, *, named: bool) -> Place:
+def _place(run: Run, device: str, *, number: int, named: bool) -> Place:
     found, machine = _Rounds(run.benchmark.measured, device), run.benchmark.environment
     methods = [_method(found, name) for name in SWEPT if len(found.rows(name))]
     best, folded = timing(found.row("fast", "best")), found.row("folded-batches-uint8", "factors")
@@ -286,6 +288,7 @@ def _place(run: Run, device: str, *, named: bool) -> Place:
     if sequential is None or batched is None:
         sequential, batched = found.row("sequential", "sweep"), found.measured.fastest("batched", "cpu")
     return Place(
+        number=number,
         run=run.label,
         shipped=run.shipped,
         device=device,

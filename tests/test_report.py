@@ -77,7 +77,7 @@ def test_the_sections_are_the_papers_and_ours(page):
         "Training details",
         "Experiment tracking",
         "Does the model win?",
-        "The paper’s claims",
+        "The paper's claims",
         "Conclusion",
         "References",
         "Provenance",

@@ -55,7 +55,6 @@ def use_style() -> None:
             "legend.frameon": False,
             "legend.fontsize": 9,
             "axes.prop_cycle": plt.cycler(color=COLOURS),
-            "savefig.facecolor": "none",  # the page shows through
             "svg.hashsalt": "transformnet",  # without it equal figures get different ids
             "image.interpolation": "none",  # the SVG holds the array as it is, not resampled to the figure's dots
         }

@@ -50,7 +50,7 @@ class _ReportExporter(Exporter):
 
 
 class HTMLReportExporter(_ReportExporter):
-    """One self-contained page: no script, no request to any host."""
+    """One self-contained page, which asks no host for anything."""
 
     export_from_notebook = "Report (HTML)"
     output_mimetype = "text/html"

@@ -1,4 +1,4 @@
-"""Write a `Document` as one HTML page that needs nothing else: no script, no font, no picture from elsewhere.
+"""Write a `Document` as one HTML page that needs nothing from elsewhere: no script, no font, no picture.
 
 Its own script (`report.js`) is inside, the only one that its policy lets run; without it the page can be read as well.
 Every piece of text passes through markupsafe, which escapes whatever is not already markup made here.

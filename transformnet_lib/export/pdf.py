@@ -246,10 +246,10 @@ class _Writer:
     def write_figure(self, node):
         """A figure stays on one page, unless its caption alone could fill one; a large one, of several, floats."""
         several = (node["count"] or 1) > 1
-        long, float = (str(each).lower() for each in (len(plain(node["caption"] or [])) > 1500, several))
+        long, floats = (str(each).lower() for each in (len(plain(node["caption"] or [])) > 1500, several))
         caption = self.caption(node, "Figures" if several else "Figure")
         image = self.write(node.children[0])
-        return self.labelled(node, f"shown-figure({image}, caption: {caption}, breakable: {long}, float: {float})")
+        return self.labelled(node, f"shown-figure({image}, caption: {caption}, breakable: {long}, float: {floats})")
 
     def write_table(self, node):
         rows = node["head"] + node["rows"]

@@ -19,7 +19,7 @@ const toggle = button("◐", "Switch between light and dark", () => {
 toggle.className = "theme";
 document.body.prepend(toggle);
 
-// Code can be copied, headings and figures have links to themselves
+// Code can be copied, headings have links to themselves
 for (const code of all("pre.code")) {
   const copy = button("Copy", "Copy this code", async made => {
     await navigator.clipboard.writeText(code.querySelector("code").textContent);

@@ -86,6 +86,9 @@ addEventListener("load", () => {
   found.light = colour();
   document.querySelector("button.theme").click();
   found.dark = colour();
+  document.querySelector("figure img").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+  found.by_key = document.querySelector("dialog[open] img").alt;
+  document.querySelector("dialog button").click();
   document.querySelector("figure img").click();
   found.enlarged = document.querySelector("dialog[open] img").alt;
   document.querySelector("dialog button").click();
@@ -111,7 +114,7 @@ def test_long_tables_are_sorted_and_filtered_and_pictures_enlarged(tmp_path):
     assert found["falling"][8:11] == ["second", "c2100", "b120"]
     assert found["filtered"] == found["falling"][8:]
     assert found["light"] != found["dark"]
-    assert (found["enlarged"], found["closed"]) == ("A falling line", 0)
+    assert (found["by_key"], found["enlarged"], found["closed"]) == ("A falling line", "A falling line", 0)
     assert found["links"] == ["#part"]
 
 

@@ -1,12 +1,14 @@
 """The exporters at their edges: real emitters, damaged and hostile notebooks, and what must not differ."""
 
 import base64
+import html
 import io
 import os
 import re
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import bs4
 import matplotlib.pyplot as plt
@@ -25,7 +27,7 @@ from traitlets.config import Config
 from transformnet_lib import display as emitters
 from transformnet_lib.export import ExportError, HTMLReportExporter, PDFReportExporter
 from transformnet_lib.export.document import NUMBER, clean, read, terminal
-from transformnet_lib.export.maths import typst_maths
+from transformnet_lib.export.maths import mathml, typst_maths
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40"/></svg>'
 EXPORTERS = [HTMLReportExporter, PDFReportExporter]
@@ -525,6 +527,17 @@ def test_formulas_that_tylax_alone_would_lose_are_set(tex):
     page = page_of(new_markdown_cell(f"$${tex}$$"))
     assert page.find("math").get_text().strip()
     pdf_of(new_markdown_cell(f"$${tex}$$"))
+
+
+def test_every_symbol_of_tex_is_one_character():
+    names = (Path(__file__).parent / "tex_symbols.txt").read_text(encoding="utf-8").split()  # as KaTeX 0.19 has them
+    made, _ = mathml({rf"a \{name} b": 1 for name in names})
+    lost = []
+    for name in names:
+        inside = re.sub("<[^>]*>|\ufe0e", "", made[rf"a \{name} b", False])
+        if len(html.unescape(inside)) != 3:
+            lost.append((name, inside))
+    assert len(names) > 400 and not lost
 
 
 def test_no_input_leaves_the_code_out():

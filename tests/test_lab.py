@@ -21,6 +21,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")]
 
 BIN = Path(sys.executable).parent
+FEW = {"batch_sizes": "[64]", "small_batch_sizes": "[1]", "sizes": "[500]", "seeds": "1", "limit": "600"}
 SECONDS = 120  # that anything may take, on a machine busy with other things
 QUIET = {  # JupyterLab's settings: no questions about news, and all cells in the page, also those out of sight
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
@@ -57,7 +58,7 @@ def wait_for(what, seconds=SECONDS):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A JupyterLab of its own on a copy of the notebooks, none of them executed: its address and token."""
+    """A JupyterLab of its own on a copy of the notebooks, not executed, with less to do: its address and token."""
     home = tmp_path_factory.mktemp("lab")
     notebooks = home / "notebooks"
     notebooks.mkdir()
@@ -66,6 +67,9 @@ def lab(tmp_path_factory):
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
+            if "parameters" in cell.metadata.get("tags", []):
+                for parameter, value in FEW.items():
+                    cell.source = re.sub(rf"(?m)^({parameter}: .*? = ).*$", rf"\g<1>{value}", cell.source)
         nbformat.write(notebook, notebooks / source.name)
     for name, settings in QUIET.items():
         path = home / "settings" / name

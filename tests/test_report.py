@@ -124,7 +124,10 @@ def test_every_link_within_the_report_leads_somewhere(made, page):
         for annotation in sheet.get("/Annots", [])
         if "/Dest" in annotation.get_object()
     ]
-    assert len(links) == len(page.find("main").find_all("a"))
+    assert len(links) == len(page.find("main").find_all("a", href=re.compile("^#")))
+    beside = [link["href"] for link in page.find(class_="beside").find_all("a")]
+    assert beside == ["report.pdf", "report.json"]
+    assert all((made / "report/build" / name).is_file() for name in beside)
 
 
 def test_every_figure_and_table_is_cited(page):

@@ -22,7 +22,6 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
-from nbconvert.exporters.exporter import Exporter
 from tqdm import tqdm
 
 from . import errors
@@ -44,7 +43,6 @@ papermill = lazy_loader.load("papermill")  # whose import binds a socket, to see
 ROOT = PACKAGE.parent  # what must be on sys.path to import this library
 INTERRUPT_SECONDS = 3  # after which a kernel that still runs is interrupted again
 INTERRUPTS = 5  # after which it is killed; what it had finished is saved by then
-EXPORTERS: dict[str, type[Exporter]] = {"html": HTMLReportExporter, "pdf": PDFReportExporter}
 
 
 class OwnKernelManager(AsyncKernelManager):
@@ -288,8 +286,14 @@ def export(notebook: Path, out_dir: Path) -> list[Path]:
     """
     check_executed(notebook)
     # All are made before one is written, so that an error leaves no new page beside an old PDF.
-    bodies = {name: exporter().from_filename(str(notebook))[0] for name, exporter in EXPORTERS.items()}
-    if (found := _numbers(notebook)) is not None:
+    found = _numbers(notebook)
+    others = ["pdf"] + ["json"] * (found is not None)
+    page = HTMLReportExporter(beside=[f"{notebook.stem}.{name}" for name in others])
+    bodies = {
+        name: exporter.from_filename(str(notebook))[0]
+        for name, exporter in (("html", page), ("pdf", PDFReportExporter()))
+    }
+    if found is not None:
         bodies["json"] = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     contents = {
         out_dir / f"{notebook.stem}.{name}": body if isinstance(body, bytes) else body.encode()

@@ -4,7 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from nbconvert.exporters import Exporter
-from traitlets import default
+from traitlets import List, Unicode, default
 from traitlets.config import Config
 
 from .document import Document, read
@@ -54,13 +54,16 @@ class HTMLReportExporter(_ReportExporter):
 
     export_from_notebook = "Report (HTML)"
     output_mimetype = "text/html"
+    beside = List(Unicode(), help="Names of files in the page's folder, such as its PDF, that its head links to.").tag(
+        config=True
+    )
 
     @default("file_extension")
     def _file_extension_default(self):
         return ".html"
 
     def write(self, document: Document) -> str:
-        return html(document)
+        return html(document, beside=self.beside)
 
 
 class PDFReportExporter(_ReportExporter):

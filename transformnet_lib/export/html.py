@@ -6,6 +6,7 @@ Every piece of text passes through markupsafe, which escapes whatever is not alr
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -21,8 +22,11 @@ from .document import PROSE_COLUMN, Document, Node, is_short, plain
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def html(document: Document) -> str:
-    """The report as a page; equal documents give equal text. Raises ExportError for a formula that cannot be set."""
+def html(document: Document, beside: Sequence[str] = ()) -> str:
+    """The report as a page, its head with links to the files `beside` it; equal documents give equal text.
+
+    Raises ExportError for a formula that cannot be set.
+    """
     writer = _Writer(document)
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -32,6 +36,7 @@ def html(document: Document) -> str:
     )
     return environment.get_template("report.html.j2").render(
         document=document,
+        beside=beside,
         policy=policy,
         script=Markup(script),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8") + writer.maths_css),

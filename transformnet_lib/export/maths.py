@@ -20,6 +20,17 @@ TEXT_COMMANDS = {
     "textbf": "bold(upright({}))", "textit": "italic({})", "emph": "italic({})", "texttt": "mono({})",
     "textsf": "sans({})", "operatorname": "op({})", "operatorname*": "op({}, limits: #true)",
 }  # fmt: skip
+# Commands that tylax 0.3.8 hands on as names unknown to Typst, drops or mistakes: the characters that they stand for.
+SYMBOLS = dict(re.findall(r"(\w+) (\S+)", """
+    And "&" Box □ Bumpeq ≎ Diamond ◊ Doteq ≑ Finv Ⅎ Game ⅁ Join ⋈ Lsh ↰ Rsh ↱ Vvdash ⊪ amalg ⨿ backepsilon ∍ barwedge ⊼
+    between ≬ bumpeq ≏ cdotp ⋅ centerdot ⋅ circ ∘ circeq ≗ circledR ® circledS Ⓢ circlearrowleft ↺ circlearrowright ↻
+    dashleftarrow ⇠ dashrightarrow ⇢ diagdown ╲ diagup ╱ diamond ⋄ doteqdot ≑ doublebarwedge ⩞ doublecap ⋒ doublecup ⋓
+    eqcirc ≖ eqslantgtr ⪖ eqslantless ⪕ eth ð gggtr ⋙ gtreqqless ⪌ hbar ℏ hslash ℏ intercal ⊺ intop ∫ ldotp .
+    lesseqqgtr ⪋ llless ⋘ mathellipsis … nVDash ⊯ ngeq ≱ nleq ≰ npreceq ⋠ nsubseteq ⊈ nsucceq ⋡ nsupseteq ⊉ owns ∋
+    pitchfork ⋔ restriction ↾ shortmid ∣ shortparallel ∥ smallfrown ⌢ smallint ∫ smallsmile ⌣ sqcap ⊓ subseteqq ⫅
+    subsetneq ⊊ subsetneqq ⫋ supseteqq ⫆ supsetneq ⊋ supsetneqq ⫌ surd "√" thickapprox ≈ thicksim ∼ triangleleft ◃
+    triangleq ≜ triangleright ▹ unlhd ⊴ unrhd ⊵ uplus ⊎ varkappa ϰ varpropto ∝ varvdots ⋮ veebar ⊻ wp ℘
+""")) | {"nobreakspace": "~"}  # fmt: skip
 # Characters that mean something to Typst or that tylax gets wrong: shown as themselves.
 ESCAPED = {r"\&": "&", r"\_": "_", r"\#": "#", r"\$": "$", r"\%": "%", '"': '"', "`": "`", "#": "#", "@": "@"}
 
@@ -60,8 +71,11 @@ def typst_maths(tex: str) -> str:
     tex = re.sub(r"\{\\(bf|it|rm|sf|tt|cal)(?![A-Za-z])\s*([^{}]*)\}", r"\\math\1{\2}", tex)
     over = r"\\overset{\3}{\\underset{\2}{\\long\1arrow}}"
     tex = re.sub(r"\\x(right|left)arrow\[([^\]]*)\]\{([^{}]*)\}", over, tex)
+    tex = re.sub(r"\\(check|mathring)(?![A-Za-z])", lambda m: rf"\overset{{{'ˇ' if m[1] == 'check' else '˚'}}}", tex)
+    tex = re.sub(r"\\mathscr(?![A-Za-z])", r"\\mathcal", tex)
     names = "|".join(map(re.escape, sorted(TEXT_COMMANDS, key=len, reverse=True)))
     tex = re.sub(rf"\\({names})\s*\{{((?:[^{{}}\\]|\\.|\{{[^{{}}]*\}})*)\}}", text_command, tex)
+    tex = re.sub(rf"\\({'|'.join(SYMBOLS)})(?![A-Za-z])", lambda m: park(SYMBOLS[m[1]]), tex)
     tex = tex.replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")
     escaped = "|".join(re.escape(key) for key in ESCAPED)
     tex = re.sub(rf"\\\\|{escaped}", lambda m: park(literal(ESCAPED[m[0]])) if m[0] in ESCAPED else m[0], tex)

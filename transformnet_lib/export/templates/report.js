@@ -101,13 +101,19 @@ for (const table of all("table")) {
 
 // A picture can be looked at in full width
 for (const image of all("figure img")) {
-  image.addEventListener("click", () => {
+  const enlarge = () => {
     const dialog = document.createElement("dialog");
     dialog.ariaLabel = "The picture, enlarged";
     const large = image.cloneNode();
+    large.removeAttribute("tabindex");
+    large.removeAttribute("title");
     dialog.append(button("×", "Close", () => dialog.close()), large);
     dialog.addEventListener("close", () => dialog.remove());
     document.body.append(dialog);
     dialog.showModal();
-  });
+  };
+  image.tabIndex = 0;
+  image.title = "Enlarge (click, or Enter)";
+  image.addEventListener("click", enlarge);
+  image.addEventListener("keydown", event => { if (event.key === "Enter") enlarge(); });
 }

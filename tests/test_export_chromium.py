@@ -88,10 +88,10 @@ addEventListener("load", () => {
   found.dark = colour();
   document.querySelector("figure img").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
   found.by_key = document.querySelector("dialog[open] img").alt;
-  document.querySelector("dialog button").click();
+  document.querySelector("dialog[open] button").click();
   document.querySelector("figure img").click();
   found.enlarged = document.querySelector("dialog[open] img").alt;
-  document.querySelector("dialog button").click();
+  document.querySelector("dialog[open] button").click();
   found.closed = document.querySelectorAll("dialog[open]").length;
   found.links = [...document.querySelectorAll(".permalink")].map(link => link.hash);
   document.title = JSON.stringify(found);

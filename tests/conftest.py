@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from soak import heed_signals
 
@@ -41,13 +42,23 @@ def test_set() -> CustomDataset:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, train_set, test_set) -> Run:
-    """A run with the preset `precise` and the stages train, compare and benchmark; tests only read it."""
-    path = tmp_path_factory.mktemp("runs") / "small"
+    """A run with the preset `precise` and the stages train, compare and benchmark; tests only read it.
+
+    Processes that share the tests make it once between them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            make_run(path, train_set, test_set)
+    return read_run(path)
+
+
+def make_run(path: Path, train_set: CustomDataset, test_set: CustomDataset) -> None:
     train_stage(path, train_set, TrainConfig.from_preset("precise", device="cpu", batch_size=32))
     compare_stage(path, test_set)
     sweep = {"batch_sizes": [16, 64], "small_batch_sizes": [1], "num_workers": [0], "seconds": 0.0}
     benchmark_stage(path, test_set, devices=["cpu", "cuda"], **sweep)
-    return read_run(path)
 
 
 def altered(run: Run, *, label: str = "", **stages: dict | None) -> Run:

@@ -167,12 +167,12 @@ def with_bytes_changed(text: bytes, data) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [100, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_record_with_any_value_changed_is_one_line_or_read(examples, path):
     any_change(path, RECORDS, examples, with_a_value_changed)
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [100, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_file_with_any_bytes_changed_is_one_line_or_read(examples, path):
     any_change(path, FILES, examples, with_bytes_changed)
 

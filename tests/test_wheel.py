@@ -56,7 +56,9 @@ def test_the_wheel_holds_every_file_of_the_project_that_the_commands_need(wheel)
 def test_the_installed_wheel_trains_reports_and_infers(installed, tmp_path):
     few = ("--device", "cpu", "--preset", "paper", "--data", "photos", "--limit", 200, "--epochs", 1)
     run(installed / "transformnet", "train", "--run-dir", "runs/paper-cpu", *few, cwd=tmp_path)
-    shipped = run(installed / "python", "-c", "from transformnet_lib.run import *; print(reference_run())", cwd=tmp_path)
+    shipped = run(
+        installed / "python", "-c", "from transformnet_lib.run import *; print(reference_run())", cwd=tmp_path
+    )
     done = run(installed / "transformnet", "report", "--run", shipped.stdout.strip(), cwd=tmp_path)
     assert done.stdout.split() == [f"report/build/report.{kind}" for kind in ("html", "pdf", "json")]
     images = tmp_path / "images"

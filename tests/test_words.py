@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import altered
 from handtimed import REASON, SECONDS, WIDE, benchmark
-from jinja2 import nodes
+from jinja2 import FileSystemLoader, nodes
 
 from transformnet_lib import Pipeline, Run, TrainConfig
 from transformnet_lib.benchmarking import KNOWN, Measurements
@@ -19,7 +20,7 @@ from transformnet_lib.facts import Report, report_facts
 from transformnet_lib.facts.learning import Change
 from transformnet_lib.facts.study import Library, Rival, Size, StudyFacts
 from transformnet_lib.measure import Estimate
-from transformnet_lib.words import TEMPLATES, Words
+from transformnet_lib.words import TEMPLATES, Words, environment
 from transformnet_lib.words.filters import FILTERS, code, code_block, literal, plain
 
 NAMES = sorted(path.name.removesuffix(".md.j2") for path in TEMPLATES.glob("*.md.j2") if path.name != "names.md.j2")
@@ -416,6 +417,7 @@ def test_every_branch_of_every_template_is_rendered_both_ways(run, monkeypatch):
             return tree
 
     monkeypatch.setattr("transformnet_lib.words.jinja2.Environment", Traced)
+    monkeypatch.setattr("transformnet_lib.words.environment", cache(lambda _: environment(FileSystemLoader(TEMPLATES))))
     note = lambda value, key: outcomes.setdefault(key, set()).add(bool(value)) or value  # noqa: E731
     monkeypatch.setitem(FILTERS, "seen", note)
     found: dict[str, set[bool]] = defaultdict(set)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .measure import Estimate
+from .separable import Separable
 from .words.filters import decimals, times
 
 TEXT_WIDTH = 6.3  # inches, 160 mm
@@ -181,6 +182,24 @@ def picture_pairs(axes: np.ndarray, pairs: list[tuple[Tensor, Tensor]]) -> np.nd
         for ax in column:
             ax.set_axis_off()
     return axes
+
+
+def pipeline_matrices(axes: Sequence[Axes], separable: Separable) -> None:
+    """A pipeline's matrices on three axes: rows, columns and mix, blue above 0 and orange below."""
+    names = ("rows", "columns", "mix")
+    labels = (("input row", "output row"), ("input column", "output column"), ("input channel", "output channel"))
+    for ax, name, (x, y) in zip(axes, names, labels, strict=True):
+        matrix = getattr(separable, name).numpy()
+        largest = float(np.abs(matrix).max())
+        ax.imshow(matrix, cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+        ax.set(title=f"{name} ({matrix.shape[0]}×{matrix.shape[1]})", xlabel=x, ylabel=y)
+        ax.grid(False)
+        if name == "mix":
+            ax.set_xticks(range(matrix.shape[1]))
+            ax.set_yticks(range(matrix.shape[0]))
+            for (k, c), value in np.ndenumerate(matrix):
+                light = abs(value) > 0.6 * largest
+                ax.text(c, k, f"{value:.3g}", ha="center", va="center", color="white" if light else "black", fontsize=8)
 
 
 def history_curves(ax: Axes, histories: Mapping[str, pd.DataFrame], column: str) -> Axes:

@@ -4,7 +4,6 @@ A size of images is folded when it is asked for, or once enough images of that s
 is refused, or is not faster, the pipeline itself runs, and a warning says so once.
 """
 
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from . import kernels
 from .errors import ParameterError
 from .identification import MAX_LEVELS, NotSeparable, identify
+from .machine import seconds_for
 from .separable import Separable
 
 PAYS_BACK = 256  # images of one size after which it is folded unasked: to identify it costs as much as some fifty
@@ -81,9 +81,7 @@ class FoldedTransform(nn.Module):
             folded(images)  # compiles
             for _ in range(TIMED_PASSES):
                 for i, method in enumerate((folded, self.transform)):
-                    start = time.perf_counter()
-                    method(images)
-                    fastest[i] = min(fastest[i], time.perf_counter() - start)
+                    fastest[i] = min(fastest[i], seconds_for(lambda method=method: method(images)))
         return fastest[0], fastest[1]
 
     def _refuse(self, key: Key, reason: str) -> None:

@@ -385,9 +385,9 @@ def _without_rounding(matrix: Tensor) -> Tensor:
 def _verified(probe: _Probe, separable: Separable, images: Tensor, outputs: Tensor) -> Separable:
     """`separable` with its residual, and with bounds if the pipeline clamps; NotSeparable if it is not the pipeline."""
     speckles = (probe.noise(1, *probe.shape) > 0.5).float()
-    photographs, noise = _photographs(probe.shape) / 255, probe.noise(1, *probe.shape)
+    photos, noise = photographs(probe.shape) / 255, probe.noise(1, *probe.shape)
     extremes = _extremes(separable)
-    tests = torch.cat([images, noise, speckles, photographs, extremes])
+    tests = torch.cat([images, noise, speckles, photos, extremes])
     expected = torch.cat([outputs, probe(tests[len(images) :])])
     scale = (expected.amax() - expected.amin()).item()
     separable = _bounded(separable, separable(tests).double(), expected, TOLERANCE * scale)
@@ -415,7 +415,7 @@ def _bounded(separable: Separable, given: Tensor, expected: Tensor, tolerance: f
     return replace(separable, bounds=bounds.float())
 
 
-def _photographs(shape: tuple[int, int, int]) -> Tensor:
+def photographs(shape: tuple[int, int, int]) -> Tensor:
     """Two of scikit-image's photographs as images of `shape` in 0..255, repeated where they are too small."""
     import skimage.data  # here: its import takes 0.3 s
 
@@ -439,7 +439,7 @@ def _compared(probe: _Probe, separable: Separable, form: Form, max_levels: float
     """`separable` with how far it is from the pipeline as it is called, on noise and photographs of bytes."""
     noise = torch.randint(0, 256, (2, *probe.shape), dtype=torch.uint8, generator=probe.generator)
     # What saturates shows on speckles. They are not compared: Pillow's resize saturates between its passes too
-    images = torch.cat([noise, _photographs(probe.shape), (noise > 127) * 255]).to(torch.uint8)
+    images = torch.cat([noise, photographs(probe.shape), (noise > 127) * 255]).to(torch.uint8)
     try:
         outputs = [probe.transform(image) for image in (_pictures(images) if form == "pil" else images)]
         expected = torch.stack([_as_tensor(output, separable.output_shape) for output in outputs]).double()

@@ -6,7 +6,6 @@ largest difference from the ground truth, since "the same pipeline" is not the s
 """
 
 import importlib.util
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import ParameterError
-from .machine import available_devices, synchronize
+from .machine import available_devices, seconds_for
 from .measure import (
     LEAST_ROUNDS,
     NOT_MEASURED,
@@ -213,7 +212,7 @@ def _methods(model: TransformNet, images: Tensor, device: torch.device) -> Itera
         if kind not in available_devices():
             raise ParameterError(f"no {kind.upper()} device")
         work = method.prepare(images, model.pipeline, device)
-        return (lambda: _timed(work, device)), work
+        return (lambda: seconds_for(work, device)), work
 
     def fast(source: Tensor) -> tuple[Callable[[], float], Callable[[], list]]:
         options = {"batch_size": BATCH_SIZE, "shuffle": False, "drop_last": False, "num_workers": 0, "method": "fast"}
@@ -226,7 +225,7 @@ def _methods(model: TransformNet, images: Tensor, device: torch.device) -> Itera
         def work() -> list:
             return [folded(batch) for batch in there.split(BATCH_SIZE)]
 
-        return (lambda: _timed(work, device)), work
+        return (lambda: seconds_for(work, device)), work
 
     for method in LIBRARIES:
         if kind in method.devices:
@@ -236,14 +235,6 @@ def _methods(model: TransformNet, images: Tensor, device: torch.device) -> Itera
         yield "TransformNet, images on the device already", resident
     bound = "copy: the bytes read and written once" if kind == "cpu" else "copy: the images copied to the device"
     yield bound, lambda: (copy_pass(images, model.pipeline, device), None)
-
-
-def _timed(work: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 def _grey_levels(outputs: list) -> Tensor:

@@ -82,6 +82,15 @@ class Separable:
             digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def undone(self, outputs: Tensor) -> Tensor:
+        """Outputs (n, K, h, w) as pictures in [0, 1]: 0 for what a black image gives in a pixel, 1 for a white one's.
+
+        So Normalize is undone. Where both give the same, as in what was padded, it is 0.
+        """
+        gain = self.mix.sum(1)[:, None, None] * (self.rows.sum(1)[:, None] * self.columns.sum(1))
+        seen = gain.abs() > 1e-6 * gain.abs().max()
+        return torch.where(seen, (outputs - self.offset) / gain.where(seen, torch.ones(())), 0.0)
+
     def __call__(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))

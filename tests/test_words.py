@@ -259,11 +259,12 @@ def test_somebodys_own_templates_take_the_place_of_those_shipped(report, tmp_pat
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [("{% block text %}{{ rnus }}{% endblock %}", "words: loss.md.j2: 'rnus' is undefined"),
+    [("{% block text %}{{ rnus }}{% endblock %}", "words: loss.md.j2, line 1: 'rnus' is undefined"),
      ("{% block text %}{{ paper_seconds }}{% endblock %}", "0.7399 is written without a filter"),
      ("{% block text %}{{ runs[0].lable }}{% endblock %}", "has no attribute 'lable'"),
      ("{% block text %}{% endif %}", "words: loss.md.j2, line 1: "), ("", "there is no block 'text'"),
-     ("{% block text %}{{ 'a'|time }}{% endblock %}", "words: loss.md.j2: 'str' object has no attribute 'median'")],
+     ("{% block text %}{{ 'a'|time }}{% endblock %}", "line 1: AttributeError: 'str' object has no attribute 'median'"),
+     ("{% block text %}\n\n{{ 1 / 0 }}{% endblock %}", "loss.md.j2, line 3: ZeroDivisionError: division by zero")],
 )  # fmt: skip
 def test_a_mistake_in_a_template_is_one_line(report, tmp_path, template, message):
     (tmp_path / "loss.md.j2").write_text(template)

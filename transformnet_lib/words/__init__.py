@@ -5,6 +5,7 @@ through a filter (`filters.py`), and what a run or a user may say is shown liter
 captions and alt texts. Somebody's own templates, one or all, take the place of those here.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,10 +55,22 @@ def _errors(name: str) -> Iterator[None]:
     """A template's error in one line, with its file and, where Jinja tells, its line."""
     try:
         yield
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError) as error:
-        line = getattr(error, "lineno", None)
-        place = f"{name}.md.j2" + (f", line {line}" if line else "")
-        raise ParameterError(f"words: {place}: {one_line(error)}") from None  # IPython cannot follow into templates
+    except Exception as error:  # anything, by what somebody wrote
+        file, line = _place(error) or (f"{name}.md.j2", getattr(error, "lineno", None))
+        place = f"{file}, line {line}" if line else file
+        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+        raise ParameterError(
+            f"words: {place}: {kind}{one_line(error)}"
+        ) from None  # IPython cannot follow into templates
+
+
+def _place(error: Exception) -> tuple[str, int] | None:
+    """The template and line in which `error` arose; None if it could not even be compiled."""
+    for frame, number in reversed(list(traceback.walk_tb(error.__traceback__))):
+        template = frame.f_globals.get("__jinja_template__")
+        if template is not None:
+            return Path(template.filename).name, template.get_corresponding_lineno(number)
+    return None
 
 
 def environment(loader: jinja2.BaseLoader) -> jinja2.Environment:

@@ -33,6 +33,7 @@ from .files import drop_leftovers, locked, write_together
 from .images import check_source
 from .machine import available_devices, resolve_device
 from .measure import LEAST_ROUNDS, check_rounds
+from .pipeline import Pipeline
 from .resources import NOTEBOOKS, PACKAGE
 from .run import is_current, read_run, read_runs
 from .stage_folder import check_place, is_complete, is_marked, mark_for_remaking
@@ -228,6 +229,8 @@ def check_stage(name: str, parameters: dict) -> None:
         resolve_device(parameters.get("device", "auto"))
         configs = {field.name: parameters[field.name] for field in fields(TrainConfig) if field.name in parameters}
         TrainConfig.from_preset(**{"preset": "paper"} | configs)
+        of_pipeline = {"output_size": "size", "hflip": "hflip", "vflip": "vflip"}
+        Pipeline(**{field: parameters[name] for name, field in of_pipeline.items() if name in parameters})
         names = ("data", "data_path", "limit", "fit", "image_size")
         check_source(**{name: parameters[name] for name in names if name in parameters})
     if name == "benchmark":

@@ -147,7 +147,7 @@ def checked_path(run_dir: str | Path) -> Path:
 
 def _why_untrained(path: Path) -> str:
     if not path.is_dir():
-        return "there is no such folder"
+        return "this is a file, not a run's folder" if path.exists() else "there is no such folder"
     if (path / "run.json").exists():
         return "a run of an older version (run.json); remove it or take another folder"
     if (path / "train" / "parameters.json").exists():

@@ -472,7 +472,10 @@ def gif() -> str:
         ({"text/html": "<p>before</p><table><caption>said</caption><tr><td>1</td></tr></table>after"},
          ["before", "said", "1", "after"]),
         ({"text/html": "<table><tr><td>1<img src='x'></td></tr></table>"}, ["1", "[img in HTML not shown]"]),
-        ({"text/html": "<script>x</script>", "text/plain": "<Thing at 0x1>"}, ["[output of type text/html not shown]"]),
+        ({"text/html": "<script>x</script>", "text/plain": "<Thing at 0x1>"}, ["[script in HTML not shown]"]),
+        ({"text/html": "<p>Chart</p><progress value=3></progress><script>draw()</script>", "text/plain": "<Chart>"},
+         ["Chart", "[progress in HTML not shown]", "[script in HTML not shown]"]),
+        ({"text/html": "<p>10<sup>-3</sup> &#xe000;abc</p>", "text/plain": "<HTML>"}, ["10^-3 abc"]),
         ({"application/x+json": {"data": []}}, ["[output of type application/x+json not shown]"]),
         ({"application/json": {"a": [1]}, "text/plain": "<IPython.core.display.JSON object>"}, ['"a"']),
         ({"text/plain": "<Thing at 0x1>"}, ["<Thing at 0x1>"]),
@@ -485,6 +488,26 @@ def test_each_output_is_set_or_named(data, expected):
         for part in expected:
             assert part in text[at:], (part, text)
             at = text.index(part, at)
+
+
+def test_text_between_comments_is_kept():
+    cell = new_markdown_cell("<!-- start -->IMPORTANT<!-- end -->\n\n<!-- a --> second\n\nthird <!-- b --> fourth")
+    for text in texts(cell):
+        assert re.search(r"IMPORTANT\s+second\s+third\s+fourth", text) and "<!--" not in text
+
+
+def test_a_jpeg_for_printers_is_shown():
+    file = io.BytesIO()
+    PIL.Image.new("CMYK", (30, 30), (255, 0, 0, 0)).save(file, "JPEG")
+    cell = code(shown({"image/jpeg": base64.b64encode(file.getvalue()).decode()}))
+    data = page_of(cell).find("img")["src"].removeprefix("data:image/jpeg;base64,")
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").getpixel((9, 9))[2] > 200  # cyan
+    pdf_of(cell)
+
+
+def test_an_anchor_named_like_a_heading_keeps_its_name():
+    page = page_of(new_markdown_cell('# T\n\n## A x\n\n<a id="x"></a>Text. [](#x)'))
+    assert len(page.find_all(id="a-x")) == 1 and page.find("h2", id="a-x-1")
 
 
 def test_a_gif_is_a_picture():
@@ -521,11 +544,15 @@ def test_anchors_of_ones_own_are_where_links_lead():
 @pytest.mark.parametrize(
     "tex",
     [r"\left( a \middle| b \right)", r"{\bf x} + {\rm d}y", r"\begin{alignat}{2} a &= 1 & b &= 2 \end{alignat}",
-     r"\begin{aligned}[t] a &= 1 \end{aligned}", r"a \xrightarrow[n]{d} b"],
+     r"\begin{aligned}[t] a &= 1 \end{aligned}", r"a \xrightarrow[n]{d} b", r"\frac{a,b}{2}", r"\underline{x}",
+     r"\begin{pmatrix} a,b & c \end{pmatrix}", r"f(x; y), \sqrt{1{,}5}", r"\begin{rcases} a \\[4pt] b \end{rcases}"],
 )  # fmt: skip
 def test_formulas_that_tylax_alone_would_lose_are_set(tex):
     page = page_of(new_markdown_cell(f"$${tex}$$"))
-    assert page.find("math").get_text().strip()
+    shown = page.find("math").get_text()
+    assert shown.strip() and "pt" not in shown
+    assert shown.count(",") == tex.count(",") and shown.count(";") == tex.count(";")
+    assert len(page.find_all("mtr")) in (0, 1 + tex.count(r"\\"))
     pdf_of(new_markdown_cell(f"$${tex}$$"))
 
 

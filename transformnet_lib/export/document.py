@@ -214,8 +214,9 @@ class _Markdown:
         if kind == "text":
             return make("text", re.sub(r"\s+", " ", html.unescape(raw)))
         if kind in ("inline_html", "block_html"):
+            raw = re.sub(r"<!--.*?-->", "", raw, flags=re.DOTALL)
             tag = raw.strip()
-            if re.fullmatch(r"<!--.*-->|</a>", tag, re.DOTALL | re.IGNORECASE):
+            if re.fullmatch(r"(</a>)?", tag, re.IGNORECASE):
                 return None
             if match := ANCHOR.fullmatch(tag):
                 return make("anchor", id=f"a-{match[1]}")
@@ -375,7 +376,8 @@ def not_shown(what: str, cell: int) -> Node:
 
 
 BLOCKS = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "li", "dt", "dd", "pre", "blockquote", "br", "summary")
-NO_TEXT = ("img", "svg", "iframe", "video", "audio", "canvas", "object", "input")  # in HTML; there is a note instead
+# In HTML; there is a note instead
+NO_TEXT = ("img", "svg", "iframe", "video", "audio", "canvas", "object", "input", "embed", "progress", "meter")
 
 
 def html_table(source: str, cell: int) -> list[Node]:
@@ -390,8 +392,15 @@ def html_blocks(source: str, cell: int) -> list[Node]:
         soup = bs4.BeautifulSoup(clean(source).replace(MARK, ""), "html.parser")
     except bs4.ParserRejectedMarkup:
         return []
+    drawn = soup("script") and not soup("table")  # a table's script is what it can do besides
     for element in soup(["style", "script", "template"]):
         element.decompose()
+    for name, sign in (("sup", "^"), ("sub", "_")):
+        for element in soup(name):
+            element.replace_with(f"{sign}{element.get_text()}")
+    for text in soup.find_all(string=re.compile(MARK)):  # written as an entity
+        text.replace_with(text.replace(MARK, ""))
+    soup.smooth()
 
     def row(tr):
         cells = []
@@ -402,7 +411,7 @@ def html_blocks(source: str, cell: int) -> list[Node]:
             cells.append(Node("cell", [Node("text", text=text, cell=cell)], cell=cell, attrs=attrs))
         return cells
 
-    lost, tables = [name for name in NO_TEXT if soup(name)], []
+    lost, tables = [name for name in NO_TEXT if soup(name)] + ["script"] * bool(drawn), []
     for element in [each for each in soup("table") if not each.find_parent("table")]:
         lines = [(tr, row(tr)) for tr in element.find_all("tr") if tr.find_parent("table") is element]
         lines = [(tr, cells) for tr, cells in lines if cells]
@@ -650,7 +659,11 @@ def _checked(mime: str, data: bytes, cell: int) -> bytes:
         if mime == IMAGES[0]:
             ElementTree.fromstring(data)
         else:
-            PIL.Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF"]).verify()
+            formats = ["PNG", "JPEG", "WEBP", "GIF"]
+            PIL.Image.open(io.BytesIO(data), formats=formats).verify()
+            if (picture := PIL.Image.open(io.BytesIO(data), formats=formats)).mode == "CMYK":  # Typst reads none
+                picture.convert("RGB").save(converted := io.BytesIO(), "JPEG", quality=95)
+                return converted.getvalue()
     except PIL.UnidentifiedImageError:
         fail(cell, f"an {mime} cannot be read: it does not begin like one")
     except Exception as error:  # Pillow also raises SyntaxError, struct.error, DecompressionBombError …
@@ -679,10 +692,11 @@ def _display_maths(latex: str) -> str | None:
 # --------------------------------------------------------------------------------- numbers and references
 
 
-def _number_headings(headings: list[Node]):
-    """Set depth (1…), number ("2.1", "A", or None) and id of each heading; levels that skip are pulled up."""
+def _number_headings(headings: list[Node], taken: set[str]):
+    """Set depth (1…), number ("2.1", "A", or None) and id of each heading, none of them `taken`; levels that skip are
+    pulled up."""
     shift = 1 if any(h["level"] > 1 for h in headings) and all(h["level"] > 1 for h in headings) else 0
-    depth, counts, seen = 0, [0, 0, 0], set(PAGE_IDS)
+    depth, counts, seen = 0, [0, 0, 0], taken | set(PAGE_IDS)
     letters = 0
     top = None  # number of the section that we are in, None in an unnumbered one
     for heading in headings:
@@ -749,7 +763,7 @@ def _targets(document: Document) -> dict[str, tuple[str, str, str | None]]:
 
 
 def _resolve(document: Document):
-    _number_headings(document.headings)
+    _number_headings(document.headings, {node["id"] for node in document.walk() if node.kind == "anchor"})
     targets = _targets(document)
     notes: dict[tuple, Node] = {}
     for node in list(document.walk()):

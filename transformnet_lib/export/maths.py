@@ -29,7 +29,7 @@ SYMBOLS = dict(re.findall(r"(\w+) (\S+)", """
     lesseqqgtr ⪋ llless ⋘ mathellipsis … nVDash ⊯ ngeq ≱ nleq ≰ npreceq ⋠ nsubseteq ⊈ nsucceq ⋡ nsupseteq ⊉ owns ∋
     pitchfork ⋔ restriction ↾ shortmid ∣ shortparallel ∥ smallfrown ⌢ smallint ∫ smallsmile ⌣ sqcap ⊓ subseteqq ⫅
     subsetneq ⊊ subsetneqq ⫋ supseteqq ⫆ supsetneq ⊋ supsetneqq ⫌ surd "√" thickapprox ≈ thicksim ∼ triangleleft ◃
-    triangleq ≜ triangleright ▹ unlhd ⊴ unrhd ⊵ uplus ⊎ varkappa ϰ varpropto ∝ varvdots ⋮ veebar ⊻ wp ℘
+    impliedby ⟸ triangleq ≜ triangleright ▹ unlhd ⊴ unrhd ⊵ uplus ⊎ varkappa ϰ varpropto ∝ varvdots ⋮ veebar ⊻ wp ℘
 """)) | {"nobreakspace": "~"}  # fmt: skip
 # Characters that mean something to Typst or that tylax gets wrong: shown as themselves.
 ESCAPED = {r"\&": "&", r"\_": "_", r"\#": "#", r"\$": "$", r"\%": "%", '"': '"', "`": "`", "#": "#", "@": "@"}
@@ -58,7 +58,8 @@ def typst_maths(tex: str) -> str:
         return f" {chr(PLACEHOLDER + len(parked) - 1)} "
 
     def text_command(match):
-        plain = re.sub(r"\\([&_#$%{} ])", r"\1", match[2]).replace(r"\,", "\u2009").replace("~", "\u00a0")
+        plain = re.sub(r"\\(?:text[a-z]*|emph|mbox)\s*\{([^{}]*)\}", r"\1", match[2])  # the outer one's style is set
+        plain = re.sub(r"\\([&_#$%{} ])", r"\1", plain).replace(r"\,", "\u2009").replace("~", "\u00a0")
         return "{" + park(TEXT_COMMANDS[match[1]].format(literal(plain))) + "}"
 
     if re.search("[\ue000-\uf8ff]", tex):
@@ -73,9 +74,19 @@ def typst_maths(tex: str) -> str:
     tex = re.sub(r"\\x(right|left)arrow\[([^\]]*)\]\{([^{}]*)\}", over, tex)
     tex = re.sub(r"\\(check|mathring)(?![A-Za-z])", lambda m: rf"\overset{{{'ˇ' if m[1] == 'check' else '˚'}}}", tex)
     tex = re.sub(r"\\mathscr(?![A-Za-z])", r"\\mathcal", tex)
+    if re.search(r"\\[bx]?cancel(?![A-Za-z])", tex):
+        raise ExportError("a line through a formula cannot be shown in the page")
+    tex = re.sub(r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\ ", tex)  # a row's distance from the next
+    reverse = r"\begin{rcases}" in tex
+    if reverse and r"\begin{cases}" in tex:
+        raise ExportError("cases and rcases together have no counterpart")
+    tex = tex.replace("{rcases}", "{cases}")
     names = "|".join(map(re.escape, sorted(TEXT_COMMANDS, key=len, reverse=True)))
     tex = re.sub(rf"\\({names})\s*\{{((?:[^{{}}\\]|\\.|\{{[^{{}}]*\}})*)\}}", text_command, tex)
     tex = re.sub(rf"\\({'|'.join(SYMBOLS)})(?![A-Za-z])", lambda m: park(SYMBOLS[m[1]]), tex)
+    # Between arguments of Typst's functions a bare comma or semicolon would be another separator
+    tex = tex.replace("{,}", park(literal(",")))
+    tex = re.sub(r"(?<!\\)[,;]", lambda m: park(f'class("punctuation", {literal(m[0])})'), tex)
     tex = tex.replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")
     escaped = "|".join(re.escape(key) for key in ESCAPED)
     tex = re.sub(rf"\\\\|{escaped}", lambda m: park(literal(ESCAPED[m[0]])) if m[0] in ESCAPED else m[0], tex)
@@ -89,7 +100,11 @@ def typst_maths(tex: str) -> str:
         code = match[1]
     code = re.sub(r"/\*.*?\*/", " ", code, flags=re.DOTALL)
     code = re.sub(r"cases\((?:[^()]|\([^()]*\))*\)", lambda m: m[0].replace(" & ", " & quad "), code)  # as TeX has it
-    if re.search(r"[#$`\"]|//|/\*", re.sub(r'"[^"]*"|#none\b', "", code)):  # but for those that tylax itself writes
+    code = re.sub(r"#underline\[([^\[\]#]*)\]", r"underline(\1)", code)
+    code = code.replace("cases(", "cases(reverse: #true, ") if reverse else code
+    if re.search(
+        r"[#$`\"]|//|/\*", re.sub(r'"[^"]*"|#(?:none|true)\b', "", code)
+    ):  # but for those that tylax itself writes
         raise ExportError("a command in it has no counterpart in Typst")
     return re.sub("[\ue000-\uf8ff]", lambda m: parked[ord(m[0]) - PLACEHOLDER], code)
 

@@ -38,7 +38,7 @@ for (const heading of all("main :is(h2, h3, h4)[id]")) {
 }
 
 // The contents show where the reader is
-const entries = new Map(all("nav a").map(link => [link.hash.slice(1), link]));
+const entries = new Map(all("nav a").map(link => [decodeURIComponent(link.hash.slice(1)), link]));
 const seen = new IntersectionObserver(changes => {
   for (const change of changes.filter(each => each.isIntersecting)) {
     for (const link of entries.values()) link.removeAttribute("aria-current");
@@ -49,7 +49,10 @@ for (const id of entries.keys()) seen.observe(document.getElementById(id));
 
 // Long tables: sorted by a column within each block, filtered by a text, saved as CSV; their header stays in sight
 const text = (row, column) => row.cells[column]?.textContent.trim() ?? "";
-const number = string => parseFloat(string.replaceAll(",", ""));
+const superscripts = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+const number = string => parseFloat(
+  string.replaceAll(",", "").replaceAll("−", "-").replaceAll("⁻", "-")
+    .replace(/[⁰¹²³⁴⁵⁶⁷⁸⁹]/g, digit => superscripts.indexOf(digit)).replace(/×10(?=-?\d)/, "e"));
 function compare(a, b) {
   const [x, y] = [number(a), number(b)];
   if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.localeCompare(b);
@@ -57,11 +60,12 @@ function compare(a, b) {
 }
 for (const table of all("table")) {
   const rows = all("tbody tr", table);
-  const heads = all("thead tr:last-child th", table);
-  if (rows.length <= 12 || !heads.length) continue;
+  const heads = all("thead tr:last-child :is(th, td)", table);
+  // A cell that spans rows would stay behind when they move
+  if (rows.length <= 12 || !heads.length || all("tbody [rowspan]", table).length) continue;
   table.parentElement.classList.add("long");
   heads.forEach((head, column) => {
-    const sort = button(head.textContent, `Sort by ${head.textContent}`, () => {
+    const sort = button("", `Sort by ${head.textContent || "this column"}`, () => {
       const falling = head.ariaSort === "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
       head.ariaSort = falling ? "descending" : "ascending";
@@ -71,7 +75,9 @@ for (const table of all("table")) {
         body.append(...kept);
       }
     });
-    head.replaceChildren(sort);
+    if (head.querySelector("a")) return;
+    sort.append(...head.childNodes);
+    head.append(sort);
   });
   const filter = document.createElement("input");
   filter.type = "search";
@@ -80,8 +86,11 @@ for (const table of all("table")) {
   filter.addEventListener("input", () => {
     const wanted = filter.value.trim().toLowerCase();
     for (const body of table.tBodies) {
-      const group = body.rows[0].cells.length < heads.length ? body.rows[0].textContent.toLowerCase() : "";
-      for (const row of body.rows) row.hidden = !(group + row.textContent.toLowerCase()).includes(wanted);
+      const rows = [...body.rows];
+      const heading = rows[0].cells.length < heads.length ? rows.shift() : null;
+      const words = row => [...row?.cells ?? []].map(cell => cell.textContent).join(" ").toLowerCase() + " ";
+      for (const row of rows) row.hidden = !(words(heading) + words(row)).includes(wanted);
+      if (heading) heading.hidden = rows.every(row => row.hidden);
     }
   });
   const save = button("CSV", "Save this table as CSV", () => {

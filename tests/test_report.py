@@ -1,6 +1,7 @@
 """The whole, as a user runs it: the command line makes runs and report; papermill and nbconvert work by themselves."""
 
 import ast
+import base64
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from transformnet_lib.export import ExportError
 from transformnet_lib.measure import Estimate
 from transformnet_lib.report import NOTEBOOKS, check_executed, execute, make_report
 from transformnet_lib.run import reference_run
+from transformnet_lib.words import TEMPLATES
 from transformnet_lib.words.filters import ratio, scientific, time
 
 
@@ -393,6 +395,33 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
         make_report([reference_run()], tmp_path / name, title="A <b>bold</b> $title$ #1", author="Ada \\ Lovelace")
     for name in ("report.html", "report.pdf", "report.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_translation_needs_nothing_but_templates(tmp_path):
+    words = tmp_path / "words"
+    words.mkdir()
+    labels = '{"Abstract": "Zusammenfassung", "Table": "Tabelle", "weight": "Gewicht"}'
+    changes = {
+        "names": {'language = "en"': 'language = "de"', "labels = {}": f"labels = {labels}"},
+        "claims": {"[Table](#tab-claims) holds": "In [Tabelle](#tab-claims) steht,"},
+    }
+    for name, change in changes.items():
+        template = (TEMPLATES / f"{name}.md.j2").read_text(encoding="utf-8")
+        for english, german in change.items():
+            assert template.count(english) == 1
+            template = template.replace(english, german)
+        (words / f"{name}.md.j2").write_text(template, encoding="utf-8")
+    files = make_report([reference_run()], tmp_path / "out", title=None, author=None, words=words)
+    page = bs4.BeautifulSoup(files[0].read_text(encoding="utf-8"), "html.parser")
+    assert page.html["lang"] == "de" and page.find(id="abstract").get_text() == "Zusammenfassung"
+    assert page.find("caption").get_text().startswith("Tabelle 1:")
+    assert re.search(r"In Tabelle\s\d+ steht", page.get_text())
+    pdf = pypdf.PdfReader(files[1])
+    text = re.sub(r"\s+", " ", " ".join(sheet.extract_text() for sheet in pdf.pages))
+    assert "Zusammenfassung" in text and "Tabelle 1:" in text and "Table 1:" not in text
+    assert pdf.trailer["/Root"]["/Lang"] == "de"
+    assert any(b"Gewicht" in base64.b64decode(image["src"].partition(",")[2]) for image in page.find_all("img"))
 
 
 def test_report_json_has_the_numbers_that_the_page_shows(made, page):

@@ -6,13 +6,14 @@ notebook as well.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 from ipywidgets import Widget
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from .errors import ParameterError, one_line
 from .words.filters import literal, without_controls
@@ -31,21 +32,31 @@ def show_text(markdown: str, *, widget: Widget | None = None) -> None:
 
 
 def show_figure(
-    figure: Figure, *, label: str, caption: str, alt: str, count: int = 1, widget: Widget | None = None
+    figure: Figure,
+    *,
+    label: str,
+    caption: str,
+    alt: str,
+    count: int = 1,
+    widget: Widget | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Show a Matplotlib figure with its caption, then close it. `label` starts with "fig-"; `alt` is Markdown too.
 
     One that holds several figures, as rows of a grid say, has `count` numbers: fig-x-1, fig-x-2, … are its parts. With
-    `widget`, that is shown where widgets run, and the figure in exports, on GitHub and the like.
+    `widget`, that is shown where widgets run, and the figure in exports, on GitHub and the like. `labels` are English
+    words in the figure, and what to write in their place.
     """
+    _translate(figure, labels or {})
     ours = {"label": label, "alt": alt} | ({"count": count} if count > 1 else {})
     display(_drawn(figure, label) | _view(widget), raw=True, metadata={"transformnet": ours})
     plt.close(figure)
     _show_caption(label, caption)
 
 
-def show_picture(figure: Figure, *, alt: str) -> None:
+def show_picture(figure: Figure, *, alt: str, labels: Mapping[str, str] | None = None) -> None:
     """Show a Matplotlib figure that has neither number nor caption, then close it; `alt` is Markdown."""
+    _translate(figure, labels or {})
     display(_drawn(figure, "picture"), raw=True, metadata={"transformnet": {"alt": alt}})
     plt.close(figure)
 
@@ -85,13 +96,18 @@ def show_numbers(numbers: dict) -> None:
     )
 
 
-def show_front(*, title: str, author: str, date: str) -> None:
-    """Show the title block; `date` as YYYY-MM-DD. Raises ParameterError for what is no text."""
+def show_front(
+    *, title: str, author: str, date: str, language: str = "en", labels: Mapping[str, str] | None = None
+) -> None:
+    """Show the title block; `date` as YYYY-MM-DD. Raises ParameterError for what is no text.
+
+    `language` is the exported page's, as HTML's lang; `labels` its own words in that language ("Figure": "Abbildung").
+    """
     for name, text in (("title", title), ("author", author)):
         if not isinstance(text, str):
             raise ParameterError(f"{name}: expected text, got {text!r}")
     title, author = one_line(title), one_line(author)
-    front = {"title": title, "author": author, "date": date}
+    front = {"title": title, "author": author, "date": date, "language": language, "labels": dict(labels or {})}
     byline = ", ".join(filter(None, [author, date]))
     display(
         {"text/markdown": f"# {literal(title)}\n\n{literal(byline)}", "text/plain": title},
@@ -103,6 +119,15 @@ def show_front(*, title: str, author: str, date: str) -> None:
 def _view(widget: Widget | None) -> dict[str, dict]:
     """A widget as one more form of an output: frontends that run widgets take it, all others the rest."""
     return {} if widget is None else {WIDGET: widget._repr_mimebundle_()[WIDGET]}
+
+
+def _translate(figure: Figure, labels: Mapping[str, str]) -> None:
+    """Replace words in a figure, the longest first."""
+    for text in figure.findobj(Text) if labels else ():
+        shown = text.get_text()
+        for word in sorted(labels, key=len, reverse=True):
+            shown = shown.replace(word, labels[word])
+        text.set_text(shown)
 
 
 def _drawn(figure: Figure, label: str) -> dict[str, str]:

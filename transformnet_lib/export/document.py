@@ -99,6 +99,8 @@ class Document:
     subtitle: str | None = None
     authors: list[str] = field(default_factory=list)
     date: str | None = None
+    language: str = "en"  # as HTML's lang
+    labels: dict[str, str] = field(default_factory=dict)  # the page's own words: English → that language
     abstract: list[Node] = field(default_factory=list)
     body: list[Node] = field(default_factory=list)
     footnotes: list[Node] = field(default_factory=list)
@@ -107,9 +109,18 @@ class Document:
         for block in [*self.abstract, *self.body]:
             yield from block.walk()
 
+    def label(self, word: str) -> str:
+        """One of the page's own words, such as Figure or Contents, in the document's language."""
+        return self.labels.get(word, word)
+
     @property
     def headings(self) -> list[Node]:
         return [block for block in self.body if block.kind == "heading"]
+
+    @property
+    def numbered_words(self) -> set[str]:
+        """Words of another language that stand before a number, as NUMBERED_WORD has the English ones."""
+        return {self.label(word).lower() for word in ("Figure", "Figures", "Table", "Tables", "Section", "Appendix")}
 
     @property
     def day(self) -> datetime.date | None:
@@ -735,12 +746,13 @@ def _targets(document: Document) -> dict[str, tuple[str, str, str | None]]:
     targets, counts = {}, dict.fromkeys(FLOATS.values(), 0)
     for node in document.walk():
         if node.kind in ("figure", "table") and node["id"]:
-            word, several = FLOATS[node["id"][:3]], node["count"] or 1
-            first, last = counts[word] + 1, counts[word] + several
-            counts[word] = last
+            kind, several = FLOATS[node["id"][:3]], node["count"] or 1
+            first, last = counts[kind] + 1, counts[kind] + several
+            counts[kind] = last
+            word, words = document.label(kind), document.label(f"{kind}s")
             node.attrs["number"] = str(first) if several == 1 else f"{first}–{last}"
             # One that holds several has a number for each, and one for all: fig-x is Figures 1–5, fig-x-2 Figure 2
-            labels = {node["id"]: (node["id"], f"{word}s" if several > 1 else word, node["number"])}
+            labels = {node["id"]: (node["id"], words if several > 1 else word, node["number"])}
             labels |= {
                 f"{node['id']}-{k + 1}": (node["id"], word, str(first + k)) for k in range(several) if several > 1
             }
@@ -753,9 +765,9 @@ def _targets(document: Document) -> dict[str, tuple[str, str, str | None]]:
         elif node.kind == "anchor":  # the label is taken
             node.kind = "span"
         elif node.kind == "item" and node["id"]:
-            targets[node["id"]] = (node["id"], "Reference", str(node["number"]))
+            targets[node["id"]] = (node["id"], document.label("Reference"), str(node["number"]))
     for heading in document.headings:
-        word = "Appendix" if heading["number"] and heading["number"][0].isalpha() else "Section"
+        word = document.label("Appendix" if heading["number"] and heading["number"][0].isalpha() else "Section")
         jupyter = plain(heading.children).lower().replace(" ", "-")
         for key in (heading["id"], jupyter):
             targets.setdefault(key, (heading["id"], word, heading["number"] or plain(heading.children)))
@@ -768,7 +780,7 @@ def _resolve(document: Document):
     notes: dict[tuple, Node] = {}
     for node in list(document.walk()):
         if node.kind == "link":
-            _resolve_link(node, targets)
+            _resolve_link(node, targets, document)
         elif node.kind == "footnote":
             key = (node["key"], plain([c for block in node.children for c in block.walk()]))
             first = key not in notes
@@ -777,7 +789,7 @@ def _resolve(document: Document):
     document.footnotes = list(notes.values())
 
 
-def _resolve_link(node: Node, targets: dict):
+def _resolve_link(node: Node, targets: dict, document: Document):
     """Make a link inside the document a `ref`; keep http(s) and mailto; drop any other target."""
     url = node["url"]
     if not url.startswith("#"):
@@ -791,9 +803,11 @@ def _resolve_link(node: Node, targets: dict):
     identifier, word, number = target
     text = plain(node.children).strip()
     node.kind, node.attrs = "ref", {"target": identifier}
-    if not text or (word == "Appendix" and text.lower() == "section"):
+    last = text.rsplit(maxsplit=1)[-1:]
+    section = document.label("Section").lower()
+    if not text or (word == document.label("Appendix") and text.lower() == section):
         node.children = [Node("text", text=f"{word}\N{NO-BREAK SPACE}{number}".strip(), cell=node.cell)]
-    elif NUMBERED_WORD.search(text):
+    elif NUMBERED_WORD.search(text) or (last and last[0].lower() in document.numbered_words):
         node.children = [*node.children, Node("text", text=f"\N{NO-BREAK SPACE}{number}", cell=node.cell)]
 
 
@@ -813,12 +827,14 @@ def read(notebook, *, name: str = "Notebook", folder: Path | None = None) -> Doc
         front["title"] = plain(headings[0].children)
         body.remove(headings[0])
     titles = (_line(t) for t in (front.get("title"), notebook.metadata.get("title"), name, "Notebook") if t)
-    author = front.get("author") or []
+    author, labels = front.get("author") or [], front.get("labels")
     document = Document(
         title=next(filter(None, titles)),
         subtitle=_line(front.get("subtitle") or "") or None,
         authors=list(filter(None, map(_line, author if isinstance(author, list) else [author]))),
         date=_line(front.get("date") or "") or None,
+        language=_line(front.get("language") or "") or "en",
+        labels={_line(word): _line(other) for word, other in labels.items()} if isinstance(labels, dict) else {},
         abstract=reader.abstract,
         body=body,
     )

@@ -65,6 +65,7 @@ class _Writer:
         for node in document.walk():
             if node.kind in ("math", "block_math"):
                 formulas.setdefault(node.text, node.cell)
+        self.label = document.label
         self.mathml, self.maths_css = maths.mathml(formulas)
         self.links = True
 
@@ -193,7 +194,7 @@ class _Writer:
 
     def write_figure(self, node):
         caption = (
-            element("figcaption", self.caption(node, "Figures" if (node["count"] or 1) > 1 else "Figure"))
+            element("figcaption", self.caption(node, self.label("Figures" if (node["count"] or 1) > 1 else "Figure")))
             if node["caption"] is not None
             else ""
         )
@@ -204,9 +205,8 @@ class _Writer:
 
     def write_table(self, node):
         # A box in the caption: on a phone it keeps the screen's width where the table is wider and scrolls
-        caption = (
-            element("caption", element("span", self.caption(node, "Table"))) if node["caption"] is not None else ""
-        )
+        said = element("span", self.caption(node, self.label("Table")))
+        caption = element("caption", said) if node["caption"] is not None else ""
         head = element("thead", self.rows(node["head"], node, head=True)) if node["head"] else ""
         groups = [[]]
         for row in node["rows"]:
@@ -220,7 +220,7 @@ class _Writer:
         characters = sum(longest) + 2 * len(longest)  # with the space between columns; the print style scales by it
         style = f"--characters: {characters}"
         grid = element("table", Markup("{}{}{}").format(caption, head, body), style=style)
-        name = f"Table {node['number']}" if node["number"] else f"Table in cell {node.cell}"
+        name = f"{self.label('Table')} {node['number']}" if node["number"] else f"Table in cell {node.cell}"
         classes = "scroll table short" if is_short(node) else "scroll table"
         return element("div", grid, class_=classes, id=node["id"], tabindex="0", role="region",
                        aria_label=name) + Markup("\n")  # fmt: skip

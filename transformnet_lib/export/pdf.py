@@ -74,6 +74,8 @@ class _Writer:
             "authors": f"({''.join(self.string(a) + ',' for a in document.authors)})",
             "date": self.string(document.date) if document.date else "none",
             "day": f"datetime(year: {day.year}, month: {day.month}, day: {day.day})" if day else "auto",
+            "language": self.string(document.language.split("-")[0]),
+            "abstract-heading": self.string(document.label("Abstract")),
             "abstract": self.all(document.abstract) if document.abstract else "none",
         }  # fmt: skip
         call = "#show: report.with(" + ", ".join(f"{key}: {value}" for key, value in fields.items()) + ")"
@@ -247,7 +249,7 @@ class _Writer:
         """A figure stays on one page, unless its caption alone could fill one; a large one, of several, floats."""
         several = (node["count"] or 1) > 1
         long, floats = (str(each).lower() for each in (len(plain(node["caption"] or [])) > 1500, several))
-        caption = self.caption(node, "Figures" if several else "Figure")
+        caption = self.caption(node, self.document.label("Figures" if several else "Figure"))
         image = self.write(node.children[0])
         return self.labelled(node, f"shown-figure({image}, caption: {caption}, breakable: {long}, float: {floats})")
 
@@ -274,7 +276,7 @@ class _Writer:
             f"fitted-table(({align},), ({weights},), {least:.4f}, ({self.cells(head, node)}), "
             f"({rules + ',' if rules else ''}), ({self.cells(body, node)}))"
         )
-        caption, breakable = self.caption(node, "Table"), str(not is_short(node)).lower()
+        caption, breakable = self.caption(node, self.document.label("Table")), str(not is_short(node)).lower()
         return self.labelled(node, f"shown-table({table}, caption: {caption}, breakable: {breakable})")
 
     def cells(self, rows, table):

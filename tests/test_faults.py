@@ -501,7 +501,7 @@ def test_an_interrupt_that_comes_between_two_cells_is_repeated(notebook, tmp_pat
     monkeypatch.setattr(report, "INTERRUPT_SECONDS", 0.5)
     notebook("import time; open(run_dir + '/asleep', 'w').close(); time.sleep(60)")
     train_interrupted(tmp_path / "r")
-    assert len(sent) == 2 and "KeyboardInterrupt" in (tmp_path / "r/train.failed.ipynb").read_text()
+    assert len(sent) >= 2 and "KeyboardInterrupt" in (tmp_path / "r/train.failed.ipynb").read_text()
 
 
 @posix

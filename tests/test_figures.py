@@ -114,12 +114,11 @@ def test_speedups_are_drawn_over_batch_sizes_with_their_intervals():
     table = pd.DataFrame(rows, columns=columns)
     table = table.assign(speedup_low=table["speedup"] * 0.9, speedup_high=table["speedup"] * 1.2)
     ax = figures.speedup_curves(plt.subplots()[1], table, "cuda", title="a$b (cuda)")
-    curves = {each.get_label(): each[0].get_xydata().tolist() for each in ax.containers}
-    assert curves == {
-        "model, the fast method, in order": [[8, 5], [16, 10], [64, 20]],
-        "model, the fast method, shuffled": [[16, 9]],
-        "pipeline, in batches (CPU)": [[16, 2]],
-    }
+    curves = [(each.get_label(), each[0].get_xydata().tolist()) for each in ax.containers]
+    assert [line for _, line in curves] == [[[8, 5]], [[16, 10], [64, 20]], [[16, 9]], [[16, 2]]]  # one a part
+    assert [label.partition(", ")[2] for label, _ in curves if not label.startswith("_")] == [
+        "the fast method, in order", "the fast method, shuffled", "in batches (CPU)"
+    ]  # fmt: skip
     assert intervals(ax) == [pytest.approx([speedup * 0.9, speedup * 1.2]) for speedup in (5, 10, 20, 9, 2)]
     lines = {line.get_label(): set(line.get_ydata()) for line in ax.get_lines() if len(line.get_ydata()) == 2}
     assert lines["copy: bytes moved once"] == {50} and lines["pipeline, image by image (CPU)"] == {1}

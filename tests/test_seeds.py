@@ -131,7 +131,7 @@ def test_the_recipe_is_trained_with_each_single_change_of_precise(train_set):
     table = study_seeds(train_set, seeds=(0,)).set_index("preset")
     for change, value in {"lr": 0.1, "min_delta": 2**-49, "whiten": True}.items():
         row = table.loc[f"paper with {change}"]
-        alone = train(train_set, TrainConfig(seed=0, device="cpu", epochs=10, **{change: value}))
+        alone = train(train_set, TrainConfig(seed=0, device="cpu", **{change: value}))
         assert (row["red"], row["green"], row["blue"]) == alone.model.weights
     assert "paper with lr" not in set(study_seeds(train_set, seeds=(0,), presets=["precise"])["preset"])
 

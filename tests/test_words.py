@@ -337,14 +337,15 @@ def scenarios(run: Run) -> list[Report]:
 
     ablated = replace(base.runs[0], seeds=report_facts([seeded(False, False, False)]).runs[0].seeds, changes=[
         Change("lr", 1e-9, 10, False), Change("min_delta", 0.1, 10, False), Change("whiten", 0.1, 10, True)
-    ])  # fmt: skip
+    ], unchanged_error=None)  # fmt: skip
+    in_vain = replace(ablated, changes=ablated.changes[1:], unchanged_error=0.2)
     grey = altered(run, label="grey", train={"least_squares": None})
     folder = run.train.images.model_copy(update={"source": "folder:/x"})
     cifar = run.train.images.model_copy(update={"source": "cifar10"})
     config = TrainConfig(device="cpu", epochs=2, min_delta=0.0)
     short = altered(run, label="short", train={"history": run.train.history.head(2), "best_epoch": 1})
     found = [
-        replace(base, runs=[ablated]),
+        replace(base, runs=[ablated]), replace(base, runs=[in_vain]),
         base, report_facts([altered(run, benchmark={"measured": again})]), report_facts([odd]),
         report_facts([timed(), timed("other", devices=("cuda",), graph=REASON, fast=lambda s: 0.02 * WIDE)]),
         report_facts([timed(**dict.fromkeys(SECONDS, REASON)), bare]), report_facts([timed(sequential=REASON)]),

@@ -281,10 +281,12 @@ def speedup_curves(ax: Axes, table: pd.DataFrame, device: str, *, title: str) ->
     measured = table[(table["reason"] == "") & ~table["drop_last"].astype(bool)]
     curves = measured[measured["part"].isin(["sweep", "small"])]
 
-    def draw(rows: pd.DataFrame, **style) -> None:
-        rows = rows.sort_values("batch_size")
-        spread = [rows["speedup"] - rows["speedup_low"], rows["speedup_high"] - rows["speedup"]]
-        ax.errorbar(rows["batch_size"].astype(int), rows["speedup"], yerr=spread, capsize=2, **style)
+    def draw(rows: pd.DataFrame, label: str, **style) -> None:
+        for k, (_, line) in enumerate(rows.groupby("part")):  # none joins what was measured in different rounds
+            line = line.sort_values("batch_size")
+            spread = [line["speedup"] - line["speedup_low"], line["speedup_high"] - line["speedup"]]
+            style["label"] = "" if k else label
+            ax.errorbar(line["batch_size"].astype(int), line["speedup"], yerr=spread, capsize=2, **style)
 
     of_device = curves[curves["device"] == device]
     names = {"fast": "model, the fast method", "reference": "model, the paper's method"}

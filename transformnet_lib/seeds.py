@@ -19,7 +19,6 @@ from .training import PRESETS, TrainConfig, Trainer, finish
 PRESETS_STUDIED = ("paper", "precise")
 # Single changes of the recipe, each to what `precise` has: which of them repairs it?
 CHANGES = ("lr", "min_delta", "whiten")
-CHANGED_EPOCHS = 10  # of these trainings, at most: enough to see
 
 SEED_COLUMNS = {
     "preset": "str",  # or one with a change: paper with lr
@@ -72,7 +71,7 @@ def _config(preset: str, **options) -> TrainConfig:
     """The config of a preset, or of what `changed_name` gives."""
     name, _, change = preset.partition(" with ")
     if change:
-        options |= {change: getattr(PRESETS["precise"], change), "epochs": CHANGED_EPOCHS}
+        options |= {change: getattr(PRESETS["precise"], change)}
     return TrainConfig.from_preset(name, **options)
 
 

@@ -165,7 +165,8 @@ class RunFacts:
     training: Training
     comparison: Comparison | None
     seeds: list[Seeds]
-    changes: list[Change]
+    changes: list[Change]  # of the recipe, one each, from the first of its seeds
+    unchanged_error: float | None  # the recipe's own largest weight error from that seed
     seeds_table: pd.DataFrame | None
     stages: list[str]
 
@@ -177,6 +178,11 @@ class RunFacts:
     @property
     def last(self) -> dict[str, float]:
         return self.training.history.iloc[-1].to_dict()
+
+    @property
+    def repaired(self) -> bool:
+        """Whether one change alone repairs the recipe."""
+        return any(change.repaired for change in self.changes)
 
     @property
     def kind(self) -> str:
@@ -205,9 +211,17 @@ def run_facts(run: Run) -> RunFacts:
             for change, rows in changed.items()
             if rows["weight_error"].notna().any()
         ],
+        unchanged_error=_unchanged_error(seeds),
         seeds_table=seeds,
         stages=list(run.stages),
     )
+
+
+def _unchanged_error(seeds: pd.DataFrame | None) -> float | None:
+    if seeds is None or (seeds["preset"] != "paper").all():
+        return None
+    error = seeds.loc[seeds["preset"] == "paper", "weight_error"].iloc[0]
+    return None if math.isnan(error) else float(error)
 
 
 def weight_rows(runs: Sequence[RunFacts]) -> list[WeightRow]:

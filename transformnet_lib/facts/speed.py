@@ -194,6 +194,15 @@ class Place:
         return self.rounds["best"]["disturbed"] or 0
 
     @property
+    def sweep_rounds(self) -> int:
+        return self.rounds["sweep"]["rounds"] or 0
+
+    @property
+    def sweep_disturbed(self) -> int:
+        """In how many rounds of the sweep other programs took the processors."""
+        return self.rounds["sweep"]["disturbed"] or 0
+
+    @property
     def kind(self) -> str:
         """The kind of device: "cuda:1" is one of "cuda", as the paper's."""
         return self.device.partition(":")[0]

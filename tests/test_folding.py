@@ -194,6 +194,14 @@ def test_compiled_it_does_the_same(folded):
     assert_same(torch.compile(model, backend="eager")(images()).view(6, 3, 32, 32))
 
 
+def test_on_another_device_the_matrices_are_moved_once(folded):
+    output = folded(images().to("meta"))
+    assert output.shape == (6, 3, 32, 32) and output.device.type == "meta"
+    (each,) = folded.folded.values()
+    assert list(each.moved) == [torch.device("meta")] and each.moved[torch.device("meta")].rows.device.type == "meta"
+    assert_same(folded(images()))
+
+
 def test_without_numba_it_does_the_same(monkeypatch):
     monkeypatch.setattr(kernels, "available", lambda: False)
     monkeypatch.setattr(kernels, "apply", None)
@@ -203,6 +211,7 @@ def test_without_numba_it_does_the_same(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: fold(pipeline())("a picture"), "expected a tensor of images, got str"),
         (lambda: fold(3), "transform: expected something to call on images, got 3"),
         (lambda: fold(pipeline(), SHAPE, dtype=torch.float64), "dtype: expected torch.float32 or torch.uint8"),
         (lambda: fold(pipeline(), (3, 0, 5)), r"expected a shape \(channels, height, width\), got \(3, 0, 5\)"),

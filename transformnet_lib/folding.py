@@ -96,6 +96,11 @@ class FoldedTransform(nn.Module):
 
     def run(self, images: Tensor) -> Tensor:
         """Folded if this size is, else through the pipeline."""
+        if not isinstance(images, Tensor):
+            raise ParameterError(
+                f"expected a tensor of images, got {type(images).__name__}; v2.functional.pil_to_tensor makes one of a "
+                "PIL image"
+            )
         key = tuple(images.shape[-3:]), images.dtype
         folded = self.folded.get(key)
         if folded is None and key not in self.refused and images.ndim in (3, 4):
@@ -118,15 +123,26 @@ class _Folded:
         self.separable, self.rounds = separable, rounds  # to bytes, as the pipeline does
         bands = kernels.Bands.of(separable)
         self.bands = bands if kernels.available() and bands.widest <= kernels.WIDEST else None
+        self.moved: dict[torch.device, Separable] = {}  # to devices other than the CPU
 
     def __call__(self, images: Tensor) -> Tensor:
         needs_gradient = images.requires_grad and torch.is_grad_enabled()
         if self.bands and images.device.type == "cpu" and not needs_gradient:
             output = kernels.apply(self.bands, images)
         else:
-            with torch.autocast(images.device.type, enabled=False):  # it would multiply in bfloat16
-                output = self.separable(images)
+            output = self.plain(images)
         return output.mul_(255).round_().clamp_(0, 255).to(torch.uint8) if self.rounds else output
+
+    def plain(self, images: Tensor) -> Tensor:
+        """By matrix products, on the images' device."""
+        device = images.device
+        if device.type != "cpu" and device not in self.moved:
+            self.moved[device] = self.separable.to(device)
+        separable = self.moved.get(device, self.separable)
+        if device.type == "meta" or not torch.is_autocast_enabled(device.type):  # there is none on meta
+            return separable(images)
+        with torch.autocast(device.type, enabled=False):  # it would multiply in bfloat16
+            return separable(images)
 
 
 def fold(

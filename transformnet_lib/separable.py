@@ -1,7 +1,7 @@
 """A pipeline as four matrices: what `identify` finds a pipeline to be, and what can then be done in its place."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -63,7 +63,7 @@ class Separable:
     def verdict(self) -> Literal["exact", "exact up to rounding"]:
         return "exact" if self.rounding is None else "exact up to rounding"
 
-    @property
+    @cached_property  # so that a device is waited for once
     def clamps(self) -> bool:
         return bool(self.bounds.isfinite().any())
 
@@ -81,6 +81,13 @@ class Separable:
         for tensor in (self.rows, self.columns, self.mix, self.offset, self.bounds):
             digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def to(self, device: torch.device) -> "Separable":
+        """The same with its matrices on `device`."""
+        names = ("rows", "columns", "mix", "offset", "bounds")
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved.__dict__["clamps"] = self.clamps
+        return moved
 
     def undone(self, outputs: Tensor) -> Tensor:
         """Outputs (n, K, h, w) as pictures in [0, 1]: 0 for what a black image gives in a pixel, 1 for a white one's.

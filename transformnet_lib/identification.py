@@ -26,7 +26,9 @@ TOLERANCE = 1e-5  # of the output's range, between what was identified and the p
 MAX_PROBES = 150  # images
 MAX_SECONDS = 60  # of all calls
 MAX_CALL_SECONDS = 2  # of the first call, with one image; some fifty follow
-MAX_LEVELS = 2.5  # grey levels by which rounding within a pipeline may change a pixel; bicubic on bytes reaches 2
+# Grey levels by which rounding within a pipeline may change a pixel of a photograph. Bilinear resizes of bytes reach
+# 1.0; bicubic ones, which saturate between their two passes, 5.0.
+MAX_LEVELS = 6.0
 PERIODS = (8, 24, 48, 96, 192)  # pixels between the impulses of a comb, each a multiple of the one before it
 NEGLIGIBLE = 1e-5  # of the largest entry of a matrix; what is smaller may be rounding
 BASE, SWING = 0.5, 0.4  # probes stay this near to grey: what clamps at black and white is linear there
@@ -436,10 +438,12 @@ def _pictures(images: Tensor) -> list[Image.Image]:
 
 
 def _compared(probe: _Probe, separable: Separable, form: Form, max_levels: float) -> Separable:
-    """`separable` with how far it is from the pipeline as it is called, on noise and photographs of bytes."""
+    """`separable` with how far it is from the pipeline as it is called, on photographs of bytes."""
     noise = torch.randint(0, 256, (2, *probe.shape), dtype=torch.uint8, generator=probe.generator)
-    # What saturates shows on speckles. They are not compared: Pillow's resize saturates between its passes too
-    images = torch.cat([noise, photographs(probe.shape), (noise > 127) * 255]).to(torch.uint8)
+    # What saturates shows on noise and speckles. They are not compared: a resize of bytes saturates between its passes
+    # too, which on noise is worth 10 levels
+    photos = photographs(probe.shape)
+    images = torch.cat([photos, noise, (noise > 127) * 255]).to(torch.uint8)
     try:
         outputs = [probe.transform(image) for image in (_pictures(images) if form == "pil" else images)]
         expected = torch.stack([_as_tensor(output, separable.output_shape) for output in outputs]).double()
@@ -447,7 +451,7 @@ def _compared(probe: _Probe, separable: Separable, form: Form, max_levels: float
         raise NotSeparable("fails", f"called with {form} images it raised {type(error).__name__}: {error}") from error
     level = separable.mix.abs().sum(1)[:, None, None] / 255  # in the output
     separable = _bounded(separable, separable(images).double(), expected, level.max().item())
-    differences = ((expected - separable(images)).abs() / level)[: -len(noise)]
+    differences = ((expected - separable(images)).abs() / level)[: len(photos)]
     rounding = Rounding(form, differences.max().item(), differences.mean().item(), len(differences))
     if rounding.max_levels > max_levels:
         raise NotSeparable(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .separable import Separable
 
-WIDEST = 96  # entries in a row of a matrix, from which on two matrix products are faster than the loops
+WIDEST = 96  # entries in a row of a matrix; wider rows are as good as dense, and matrix products do those
 FAST_MATH = {"contract", "reassoc", "nsz"}  # sums may be taken in any order; infinite bounds stay infinite
 
 
